@@ -1,0 +1,20 @@
+"""Errors that a person can act on."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Wrong input: a file, a field or a flag. The message is one line that names it and says what to do.
+
+    The front door prints the message alone and exits with code 2; nothing is left half-written.
+    """
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the closest of `choices`, or the list of choices when none is close."""
+    choices = sorted(choices)
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; choose one of {', '.join(choices)}" if choices else ""
