@@ -1,0 +1,1 @@
+"""Sequences, genomes, tasks and batches: numpy, grain and pyfaidx only; no model code."""

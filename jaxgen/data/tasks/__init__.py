@@ -1,0 +1,55 @@
+"""Tasks by name: `get("table", path="folder")`. Each task is one module with a `load` function, imported when asked for."""
+
+import inspect
+from importlib import import_module
+from typing import Any
+
+from jaxgen.data.tasks.base import Examples, Target, Task
+from jaxgen.errors import InputError, nearest
+
+__all__ = ["Examples", "Target", "Task", "get", "names"]
+
+# name -> (module, fixed options). A family with many members, such as gue/tf_0, registers "gue"; the rest of the name is
+# passed to its `load` as `member`.
+_REGISTRY: dict[str, tuple[str, dict[str, Any]]] = {
+    "table": ("table", {}),
+    "simulated_promoters": ("simulated_promoters", {}),
+}
+
+
+def names() -> list[str]:
+    """Names that `get` knows."""
+    return sorted(_REGISTRY)
+
+
+def get(name: str, *, path: str | None = None, seed: int = 1, **options: Any) -> Task:
+    """Loads a task.
+
+    Args:
+        name: a registered name, or `family/member`.
+        path: file or folder, for tasks that read one.
+        seed: seeds splits that the data do not bring along, and simulation.
+        **options: the task's own options.
+
+    Raises:
+        InputError: unknown task or option (the nearest one is named), a missing or superfluous path, or bad data.
+    """
+    family, _, member = name.partition("/")
+    if family not in _REGISTRY:
+        raise InputError(f"unknown task {name!r}{nearest(family, _REGISTRY)}")
+    module, fixed = _REGISTRY[family]
+    load = getattr(import_module(f"{__name__}.{module}"), "load")  # noqa: B009
+    accepted = inspect.signature(load).parameters
+    for key, value in (("path", path), ("member", member)):
+        if value:
+            if key not in accepted:
+                raise InputError(f"task {name!r} takes no {key} (got {value!r})")
+            options[key] = value
+        elif key in accepted and accepted[key].default is inspect.Parameter.empty:
+            raise InputError(
+                f"task {name!r} needs data.path: the file or folder to read" if key == "path" else f"task {name!r} needs {family}/NAME"
+            )
+    for key in options:
+        if key not in accepted:
+            raise InputError(f"task {name!r}: unknown option {key!r}{nearest(key, set(accepted) - {'path', 'seed', 'member', *fixed})}")
+    return load(seed=seed, **fixed, **options)

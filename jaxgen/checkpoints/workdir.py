@@ -1,0 +1,61 @@
+"""The weights of an earlier run, read from its workdir as numpy arrays."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from jaxgen.errors import InputError
+
+MODEL_FILE = "model.json"
+
+
+def is_workdir(folder: epath.PathLike) -> bool:
+    """Whether a run of jaxgen left its model here."""
+    return (epath.Path(folder) / MODEL_FILE).exists()
+
+
+def write_model(folder: epath.PathLike, family: str, config: Mapping[str, Any]) -> None:
+    """Record the architecture of a run, so that its checkpoints can be read without its config file."""
+    path = epath.Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    temporary = path / (MODEL_FILE + ".tmp")
+    temporary.write_text(json.dumps({"family": family, "config": dict(config)}, indent=2) + "\n")
+    temporary.rename(path / MODEL_FILE)
+
+
+def read_model(folder: epath.PathLike) -> dict[str, Any]:
+    """{"family": name, "config": fields}."""
+    return json.loads((epath.Path(folder) / MODEL_FILE).read_text())
+
+
+def read_arrays(folder: epath.PathLike) -> dict[str, np.ndarray]:
+    """Parameters and model state of the best step, by the names they have in the module.
+
+    Raises:
+      InputError: no finished checkpoint.
+    """
+    import orbax.checkpoint as ocp
+
+    directory = epath.Path(folder) / "checkpoints"
+    steps = sorted(int(p.name.removeprefix("step_")) for p in directory.glob("step_*") if p.name.removeprefix("step_").isdigit())
+    if not steps:
+        raise InputError(f"{folder}: holds no finished checkpoint yet; let the run save one first")
+    run = json.loads((directory / f"step_{steps[-1]}" / "run" / "metadata").read_text())
+    best = run["selection"]["best_step"]
+    step = best if best in steps else steps[-1]
+    saved = ocp.PyTreeCheckpointer().restore(_absolute(directory / f"step_{step}" / "state"))
+    use_ema = any(name.startswith("ema.") for name in saved)
+    groups = ("ema" if use_ema else "params", "frozen", "model_state")
+    arrays = {}
+    for name, array in saved.items():
+        group, _, rest = name.partition(".")
+        if group in groups:
+            arrays[rest] = np.asarray(array)
+    return arrays
+
+
+def _absolute(path: epath.Path) -> epath.Path:
+    return path if "://" in str(path) else path.resolve()

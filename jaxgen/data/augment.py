@@ -1,0 +1,99 @@
+"""Row operations of pre-training: reverse complement, next-token rows, masked rows.
+
+The rules are those of the Caduceus hg38 pipeline (src/dataloaders/datasets/hg38_dataset.py, src/dataloaders/utils/{mlm,rc}.py).
+"""
+
+import numpy as np
+
+# ACGTN in both cases; every other byte stays, ambiguity letters included, as in the reference.
+COMPLEMENT = np.arange(256, dtype=np.uint8)
+COMPLEMENT[np.frombuffer(b"ACGTacgt", np.uint8)] = np.frombuffer(b"TGCAtgca", np.uint8)
+
+
+def reverse_complement(bases: np.ndarray, flags: np.ndarray | None = None) -> np.ndarray:
+    """The reverse complement along the last axis.
+
+    Args:
+        bases: uint8 (..., L) ASCII.
+        flags: bool (B,) for (B, L) input: the rows to turn; None for all.
+
+    Returns:
+        uint8, a new array of the same shape.
+    """
+    if flags is None:
+        turned = np.ascontiguousarray(bases[..., ::-1])
+        return np.frombuffer(bytearray(turned.tobytes().translate(COMPLEMENT.tobytes())), np.uint8).reshape(bases.shape)
+    out = bases.copy()
+    out[flags] = reverse_complement(bases[flags])
+    return out
+
+
+def reverse_complement_text(sequence: bytes) -> bytes:
+    """The reverse complement of one byte string; same letters as `reverse_complement`."""
+    return sequence[::-1].translate(COMPLEMENT.tobytes())
+
+
+def next_token_rows(ids: np.ndarray, *, sep_id: int = 1, pad_id: int = 4, n_id: int | None = 11) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets of next-token prediction.
+
+    Args:
+        ids: integer (B, L), without special tokens.
+        sep_id: appended to every row, hence the last target.
+        pad_id: replaces `n_id`, so that N never enters the loss.
+        n_id: id of the base N; None leaves it in place.
+
+    Returns:
+        int32 (B, L) inputs and int32 (B, L) targets; positions whose target is `pad_id` are to be ignored.
+    """
+    data = ids.astype(np.int32)
+    if n_id is not None:
+        data[data == n_id] = pad_id
+    target = np.empty_like(data)
+    target[:, :-1] = data[:, 1:]
+    target[:, -1] = sep_id
+    return data, target
+
+
+def mlm_rows(
+    ids: np.ndarray,
+    words: np.ndarray,
+    probability: float = 0.15,
+    *,
+    mask_id: int = 3,
+    pad_id: int = 4,
+    n_id: int | None = 11,
+    vocab_size: int = 12,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets of masked language modelling.
+
+    Every position, special or not, is selected independently with `probability`. Of the selected, 80 % become `mask_id`, 10 %
+    an id drawn uniformly from all `vocab_size` ids, 10 % stay. One 32-bit word decides all three (inverse distribution function).
+
+    Args:
+        ids: integer (B, L), without special tokens.
+        words: uint32 (B, L), uniform.
+        probability: of selection.
+        pad_id: target of the positions that were not selected, and replacement of `n_id` (None leaves N in place).
+
+    Returns:
+        int32 (B, L) inputs and int32 (B, L) targets; positions whose target is `pad_id` are to be ignored.
+    """
+    masked, randomised, selected = (round(probability * share * 2**32) for share in (0.8, 0.9, 1.0))
+    original = ids.astype(np.int32)
+    if n_id is not None:
+        original[original == n_id] = pad_id
+    flat_words, flat_ids = words.reshape(-1), original.reshape(-1)
+    # Work on the few selected positions only.
+    at = np.flatnonzero(flat_words <= np.uint32(selected - 1)) if selected else np.zeros(0, np.int64)
+    drawn = flat_words[at].astype(np.int64)
+    target = np.full(flat_ids.shape, pad_id, np.int32)
+    target[at] = flat_ids[at]
+    random_ids = (drawn - masked) * vocab_size // max(randomised - masked, 1)
+    data = flat_ids.copy()
+    data[at] = np.where(drawn < masked, mask_id, np.where(drawn < randomised, random_ids, flat_ids[at]))
+    return data.reshape(ids.shape), target.reshape(ids.shape)
+
+
+def conjoin(ids: np.ndarray, turned: np.ndarray) -> np.ndarray:
+    """(..., L, 2): the ids of a sequence and of its reverse complement side by side."""
+    return np.stack([ids, turned], axis=-1)

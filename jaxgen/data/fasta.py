@@ -1,0 +1,144 @@
+"""FASTA in one streaming pass: header lines found and line breaks removed chunk by chunk, never base by base."""
+
+import gzip
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
+from jaxgen.data.tables import LETTERS
+from jaxgen.errors import InputError
+
+_CHUNK = 1 << 22
+_LEGAL = LETTERS + LETTERS.lower() + b"Xx"  # X: an unknown base in some assemblies
+_BGZF_EOF = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
+
+
+def parse_fasta(path: str, write: Callable[[bytes], object]) -> dict[str, int]:
+    """Streams a FASTA: `write` gets the bases of all contigs in order, without line breaks, letters as written.
+
+    Args:
+        path: plain, gzip or bgzip FASTA (told apart by content, not by name).
+        write: called with pieces of sequence.
+
+    Returns:
+        contig name (first word of the header) -> length, in file order.
+
+    Raises:
+        InputError: see `jaxgen.data.genome.Genome.open`.
+    """
+    contigs: dict[str, int] = {}
+    name, line, header = None, 1, b""
+    in_header = at_line_start = False
+    for chunk in _chunks(path):
+        position = 0
+        while position < len(chunk):
+            if in_header:
+                end = chunk.find(b"\n", position)
+                header += chunk[position : end if end >= 0 else len(chunk)]
+                if end < 0:
+                    break
+                name, in_header = _contig(path, line, header, name, contigs), False
+                position, line, at_line_start = end + 1, line + 1, True
+                continue
+            if (at_line_start or (name is None and line == 1 and position == 0)) and chunk[position] == 0x3E:
+                in_header, header, position = True, b"", position + 1
+                continue
+            end = chunk.find(b"\n>", position)
+            block = chunk[position : end + 1 if end >= 0 else len(chunk)]
+            bases = block.translate(None, b"\r\n")
+            if bases:
+                if name is None or bases.translate(None, _LEGAL):
+                    _fail(path, line, block, name)
+                contigs[name] += len(bases)
+                write(bases)
+            line += block.count(b"\n")
+            at_line_start = block.endswith(b"\n")
+            position += len(block)
+    if in_header:
+        name = _contig(path, line, header, name, contigs)
+    if name is None:
+        raise InputError(f"{path}: empty FASTA file")
+    if not contigs[name]:
+        raise InputError(f"{path}:{line}: contig {name!r} has no sequence; the file may be truncated")
+    return contigs
+
+
+def _contig(path: str, line: int, header: bytes, previous: str | None, contigs: dict[str, int]) -> str:
+    words = header.decode("utf-8", "replace").split()
+    if not words:
+        raise InputError(f"{path}:{line}: header without a contig name")
+    if previous is not None and not contigs[previous]:
+        raise InputError(f"{path}:{line}: contig {previous!r} has no sequence before the next header")
+    if words[0] in contigs:
+        raise InputError(f"{path}:{line}: contig {words[0]!r} occurs more than once")
+    contigs[words[0]] = 0
+    return words[0]
+
+
+def _fail(path: str, line: int, block: bytes, name: str | None) -> None:
+    """Names the line of the first mistake in `block`, which begins on `line`."""
+    for i, text in enumerate(block.split(b"\n")):
+        text = text.rstrip(b"\r")
+        if name is None and text:
+            what = "sequence before the first header line" if not text.translate(None, _LEGAL) else "not a FASTA file (no '>' header line)"
+            raise InputError(f"{path}:{line + i}: {what}")
+        if illegal := text.translate(None, _LEGAL):
+            raise InputError(
+                f"{path}:{line + i}: {chr(illegal[0])!r} is not a nucleotide letter (contig {name!r}); the file may be corrupt"
+            )
+    raise AssertionError("unreachable: the caller found a mistake in this block")
+
+
+def _chunks(path: str) -> Iterator[bytes]:
+    try:
+        with open(path, "rb") as raw:
+            magic = raw.read(18)
+            raw.seek(0)
+            if magic[:2] != b"\x1f\x8b":
+                while chunk := raw.read(_CHUNK):
+                    yield chunk
+                return
+            _check_bgzf(path, raw, magic)
+            with gzip.GzipFile(fileobj=raw) as file:
+                while chunk := file.read(_CHUNK):
+                    yield chunk
+    except (EOFError, gzip.BadGzipFile, zlib.error, struct.error) as error:
+        raise InputError(f"{path}: truncated or corrupt gzip file ({error})") from None
+
+
+def _check_bgzf(path: str, raw: BinaryIO, magic: bytes) -> None:
+    """A bgzip file cut between two blocks is valid gzip; only its missing end-of-file block gives it away."""
+    if len(magic) == 18 and magic[3] & 4 and magic[12:14] == b"BC":
+        raw.seek(-min(len(_BGZF_EOF), os.fstat(raw.fileno()).st_size), os.SEEK_END)
+        if raw.read() != _BGZF_EOF:
+            raise InputError(f"{path}: truncated bgzip file (no end-of-file block)")
+        raw.seek(0)
+
+
+def check_fai(path: str, contigs: dict[str, int]) -> None:
+    """Compares `<path>.fai`, where there is one, with the contigs of the FASTA itself.
+
+    Raises:
+        InputError: the index is unreadable, or names other contigs or lengths (usually because it is older than the FASTA).
+    """
+    index = f"{path}.fai"
+    if not os.path.isfile(index):
+        return
+    stale = "; the index is older than the FASTA" if os.path.getmtime(index) < os.path.getmtime(path) else ""
+    remedy = f"{stale}; delete it or rebuild it with `samtools faidx`"
+    listed: dict[str, int] = {}
+    with open(index, encoding="utf-8", errors="replace") as file:
+        for number, text in enumerate(file, 1):
+            fields = text.rstrip("\n").split("\t")
+            if len(fields) < 5 or not fields[1].isdigit():
+                raise InputError(f"{index}:{number}: not a FASTA index line{remedy}")
+            listed[fields[0]] = int(fields[1])
+    for name, length in contigs.items():
+        if name not in listed:
+            raise InputError(f"{index}: does not list contig {name!r} of the FASTA{remedy}")
+        if listed[name] != length:
+            raise InputError(f"{index}: says {listed[name]} bases for contig {name!r}, but the FASTA has {length}{remedy}")
+    if extra := listed.keys() - contigs.keys():
+        raise InputError(f"{index}: lists contig {min(extra)!r}, which the FASTA does not have{remedy}")

@@ -1,0 +1,254 @@
+"""Where batches come from: labelled tables and windows of a genome, vectorised over the rows of a batch."""
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from jaxgen.data.augment import conjoin, mlm_rows, next_token_rows, reverse_complement, reverse_complement_text
+from jaxgen.data.genome import Genome
+from jaxgen.data.intervals import Windows
+from jaxgen.data.random import STREAM_MLM, STREAM_REVERSE_COMPLEMENT, RowRandom
+from jaxgen.data.sequences import Sequences
+from jaxgen.data.tasks.base import Examples, Task
+from jaxgen.errors import InputError, nearest
+from jaxgen.tokenizers.base import Tokenizer
+
+_CHUNK = 8192  # sequences encoded at a time
+OBJECTIVES = ("ntp", "mlm")
+LAYOUTS = ("caduceus", "hyenadna")
+
+
+class BatchSource(Protocol):
+    """A set of examples that can make a batch of any of them."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        ...
+
+    def batch(self, indices: np.ndarray, random: RowRandom) -> dict[str, np.ndarray]:
+        """Arrays of the examples `indices` (int64 (b,)), one per row, with the randomness of those rows."""
+        ...
+
+
+class TableSource:
+    """Batches of labelled sequences.
+
+    Batch: `tokens` int32 (b, L), or (b, L, 2) when conjoined; `mask` bool (b, L), true on real tokens; `target` int32 (b,) or
+    float32 (b, outputs). Tokens as in the GenomicBenchmarks pipeline by default: no special tokens, padding on the tokenizer's
+    side, truncation on the right; reverse complements are taken of the whole sequence, before truncation.
+
+    Args:
+        examples: a split of a task.
+        tokenizer: turns sequences into ids.
+        max_length: L in tokens; 0 for the longest of these examples, rounded up to a multiple of 8.
+        rc_aug: reverse-complement each example with probability one half.
+        conjoin: pair every sequence with its reverse complement on a last axis of 2 (one id per base only).
+        padding_side: "left" or "right"; None for the tokenizer's own.
+        add_special_tokens: whether the tokenizer adds its special tokens.
+        cache_bytes: up to this size all ids are kept in memory, in the narrowest integer type; beyond it each batch is encoded
+            when asked for.
+
+    Attributes:
+        max_length: L.
+        lengths: int32 (n,) real tokens per example.
+        truncated: number of examples that fill all L tokens and may have lost their right end.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        tokenizer: Tokenizer,
+        max_length: int = 0,
+        *,
+        rc_aug: bool = False,
+        conjoin: bool = False,
+        padding_side: str | None = None,
+        add_special_tokens: bool = False,
+        cache_bytes: int = 1 << 30,
+    ):
+        if rc_aug and conjoin:
+            raise InputError("rc_aug and conjoin exclude each other: a conjoined example already holds both strands")
+        if conjoin and tokenizer.lookup is None:
+            raise InputError(f"conjoin needs a tokenizer with one id per base; {tokenizer.name!r} has not")
+        if padding_side not in (None, "left", "right"):
+            raise InputError(f"padding_side {padding_side!r} is neither 'left' nor 'right'")
+        if not len(examples):
+            raise InputError("no examples: every split needs at least one row")
+        self.examples, self.tokenizer = examples, tokenizer
+        self.rc_aug, self.conjoin = rc_aug, conjoin
+        self._options: dict[str, Any] = {"add_special_tokens": add_special_tokens, "padding_side": padding_side}
+        self.max_length = max_length or token_length(examples.sequences, tokenizer, add_special_tokens)
+        dtype = np.uint8 if tokenizer.vocab_size <= 256 else np.uint16 if tokenizer.vocab_size <= 65536 else np.int32
+        copies = 2 if rc_aug or conjoin else 1
+        self._cache = None
+        if len(examples) * self.max_length * copies * np.dtype(dtype).itemsize <= cache_bytes:
+            self._cache = [self._encode_all(turn, dtype) for turn in (False, True)[:copies]]
+            self.lengths = self._cache[0][1]
+        else:
+            self.lengths = self._encode_all(False, None)[1]
+
+    def _encode(self, sequences: list[bytes], turn: bool) -> tuple[np.ndarray, np.ndarray]:
+        if turn:
+            sequences = [reverse_complement_text(sequence) for sequence in sequences]
+        return self.tokenizer.encode_batch(sequences, self.max_length, **self._options)
+
+    def _encode_all(self, turn: bool, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+        """(ids (n, L) of `dtype`, or (0, L) for None; lengths (n,))."""
+        n = len(self.examples)
+        ids, lengths = np.empty((n if dtype else 0, self.max_length), dtype or np.uint8), np.empty(n, np.int32)
+        sequences = list(self.examples.sequences)
+        for start in range(0, n, _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            chunk, lengths[rows] = self._encode(sequences[rows], turn)
+            if dtype:
+                ids[rows] = chunk
+        return ids, lengths
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def pad_fraction(self) -> float:
+        """Share of all token positions that is padding."""
+        return 1.0 - float(self.lengths.sum(dtype=np.int64)) / (len(self) * self.max_length)
+
+    @property
+    def truncated(self) -> int:
+        full = self.lengths == self.max_length
+        if self.tokenizer.lookup is None:
+            return int(full.sum())
+        special = self.tokenizer.special_tokens if self._options["add_special_tokens"] else 0
+        return int((self.examples.sequences.lengths + special > self.max_length).sum())
+
+    def _rows(self, indices: np.ndarray, turn: bool) -> tuple[np.ndarray, np.ndarray]:
+        if self._cache is not None:
+            ids, lengths = self._cache[int(turn)]
+            return ids[indices].astype(np.int32), lengths[indices]
+        return self._encode([self.examples.sequences[i] for i in indices.tolist()], turn)
+
+    def batch(self, indices: np.ndarray, random: RowRandom) -> dict[str, np.ndarray]:
+        tokens, lengths = self._rows(indices, False)
+        if self.rc_aug:
+            flip = np.flatnonzero(random.coin(len(indices), STREAM_REVERSE_COMPLEMENT))
+            if flip.size:
+                tokens[flip], lengths[flip] = self._rows(indices[flip], True)
+        mask = self.tokenizer.attention_mask(lengths, self.max_length, self._options["padding_side"])
+        if self.conjoin:
+            tokens = conjoin(tokens, self._rows(indices, True)[0])
+        return {"tokens": tokens, "mask": mask, "target": self.examples.targets[indices]}
+
+
+def token_length(sequences: Sequences, tokenizer: Tokenizer, add_special_tokens: bool = False, multiple: int = 8) -> int:
+    """Tokens of the longest sequence, rounded up to a multiple of `multiple`."""
+    if tokenizer.lookup is not None:
+        longest = int(sequences.lengths.max(initial=1)) + (tokenizer.special_tokens if add_special_tokens else 0)
+    else:
+        longest = max((len(tokenizer.encode(sequence, add_special_tokens=add_special_tokens)) for sequence in sequences), default=1)
+    return -(-max(longest, 1) // multiple) * multiple
+
+
+def table_sources(task: Task, tokenizer: Tokenizer, max_length: int = 0, *, rc_aug: bool = False, **options: Any) -> dict[str, TableSource]:
+    """A `TableSource` for every split of `task`, all of one length.
+
+    Args:
+        max_length: 0 for the longest training sequence, rounded up to a multiple of 8.
+        rc_aug: augments the train split only.
+        **options: as for `TableSource`.
+    """
+    length = max_length or token_length(task.splits["train"].sequences, tokenizer, options.get("add_special_tokens", False))
+    return {
+        name: TableSource(examples, tokenizer, length, rc_aug=rc_aug and name == "train", **options)
+        for name, examples in task.splits.items()
+    }
+
+
+class GenomeWindows:
+    """Batches of genome windows for pre-training.
+
+    Batch: `tokens` and `targets`, int32 (b, T); positions whose target is `ignore_id` do not count in the loss.
+    Layout "caduceus" (T = max_length): N becomes [PAD]; next-token rows end in [SEP]; masked rows have no special tokens.
+    Layout "hyenadna" (T = max_length - 1, next-token only): [CLS] bases [SEP] truncated to max_length, padded on the left, N kept.
+
+    Args:
+        genome: the store to read from.
+        windows: which window each index means.
+        tokenizer: a character tokenizer (one id per base).
+        max_length: bases per window ("caduceus") or ids per row ("hyenadna").
+        objective: "ntp" (next token) or "mlm".
+        rc_aug: reverse-complement each window with probability one half.
+        mlm_probability: share of positions selected for "mlm".
+        layout: see above.
+    """
+
+    def __init__(
+        self,
+        genome: Genome,
+        windows: Windows,
+        tokenizer: Tokenizer,
+        max_length: int,
+        objective: str = "ntp",
+        *,
+        rc_aug: bool = False,
+        mlm_probability: float = 0.15,
+        layout: str = "caduceus",
+    ):
+        for value, choices, field in ((objective, OBJECTIVES, "objective"), (layout, LAYOUTS, "layout")):
+            if value not in choices:
+                raise InputError(f"unknown {field} {value!r}{nearest(value, choices)}")
+        if tokenizer.lookup is None or tokenizer.complement is None or tokenizer.vocab_size > 256:
+            raise InputError(f"genome windows need a tokenizer with one id per base; {tokenizer.name!r} has not")
+        if layout == "hyenadna" and objective != "ntp":
+            raise InputError("layout 'hyenadna' is for next-token prediction; use objective 'ntp'")
+        if not 0.0 <= mlm_probability <= 1.0:
+            raise InputError(f"mlm_probability {mlm_probability} is not in 0 ... 1")
+        if not len(windows):
+            raise InputError("no windows: the split is empty")
+        self.genome, self.windows, self.tokenizer = genome, windows, tokenizer
+        self.max_length, self.objective, self.layout = max_length, objective, layout
+        self.rc_aug, self.mlm_probability = rc_aug, mlm_probability
+        self.ignore_id = tokenizer.pad_id
+        table = tokenizer.lookup.astype(np.uint8)
+        if layout == "caduceus":
+            table[[ord("N"), ord("n")]] = tokenizer.pad_id
+        table[0] = tokenizer.pad_id  # 0 is what `gather` puts outside a window
+        self._table = table.tobytes()
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def bases(self, indices: np.ndarray, random: RowRandom) -> np.ndarray:
+        """uint8 (b, bases) of the windows, turned where the coin says so; 0 outside a window."""
+        contigs, starts, ends = self.windows.locate(indices)
+        width = self.max_length - (self.tokenizer.special_tokens if self.layout == "hyenadna" else 0)
+        turn = random.coin(len(indices), STREAM_REVERSE_COMPLEMENT) if self.rc_aug else np.zeros(len(indices), bool)
+        # Truncation comes after turning: a window longer than the row keeps its first bases, or its last ones when turned.
+        excess = np.maximum(ends - starts - width, 0)
+        starts, ends = starts + np.where(turn, excess, 0), ends - np.where(turn, 0, excess)
+        rows = self.genome.gather(contigs, starts, width, ends=ends, left_pad=True)
+        for row in np.flatnonzero(turn):
+            filled = width - int(ends[row] - starts[row])
+            rows[row, filled:] = reverse_complement(rows[row, filled:])
+        return rows
+
+    def batch(self, indices: np.ndarray, random: RowRandom) -> dict[str, np.ndarray]:
+        rows = self.bases(indices, random)
+        ids = np.frombuffer(rows.tobytes().translate(self._table), np.uint8).reshape(rows.shape)
+        tokenizer = self.tokenizer
+        if self.layout == "hyenadna":
+            tokens, targets = self._hyenadna_rows(ids, rows)
+        elif self.objective == "ntp":
+            tokens, targets = next_token_rows(ids, sep_id=tokenizer.sep_id, pad_id=tokenizer.pad_id, n_id=None)
+        else:
+            words = random.words32(len(indices), self.max_length, STREAM_MLM)
+            special = {"mask_id": tokenizer.mask_id, "pad_id": tokenizer.pad_id, "vocab_size": tokenizer.vocab_size}
+            tokens, targets = mlm_rows(ids, words, self.mlm_probability, n_id=None, **special)
+        return {"tokens": tokens, "targets": targets}
+
+    def _hyenadna_rows(self, ids: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        special, (n, width) = self.tokenizer.special_tokens, ids.shape
+        full = np.full((n, width + special), self.tokenizer.sep_id, np.int32)
+        full[:, special - 1 : -1] = ids
+        if special == 2:
+            full[:, 0] = self.tokenizer.pad_id
+            full[np.arange(n), np.count_nonzero(rows == 0, axis=1)] = self.tokenizer.cls_id
+        return full[:, :-1].copy(), full[:, 1:].copy()

@@ -1,0 +1,272 @@
+"""What the training jobs share: the workdir, the model of a config, and one run from first to last step."""
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import nnx
+from ml_collections import ConfigDict
+
+from jaxgen.checkpoints import workdir as workdirs
+from jaxgen.errors import InputError, nearest
+from jaxgen.layers.variables import named_arrays, with_arrays
+from jaxgen.models.family import Family, override
+from jaxgen.models.pretrained import read_weights
+from jaxgen.models.registry import resolve
+from jaxgen.train import metrics, optim, schedules
+from jaxgen.train.evaluate import Evaluator, PredictionEvaluator
+from jaxgen.train.logging import RunLog, read_history
+from jaxgen.train.loop import Fitted, Plan, Stream, fit, write_run_result
+from jaxgen.train.memory import peak_flops
+from jaxgen.train.objectives import Objective
+from jaxgen.train.report import write_report
+from jaxgen.train.sharding import make_mesh
+from jaxgen.train.state import Program, TrainState, init_state
+
+# Fields that may differ between the runs that share a workdir: they change neither parameters nor metrics.
+_NOT_BINDING = ("workdir", "compile_cache", "mesh", "data.threads", "data.prefetch", "data.cache", "train.log_every", "train.checkpoint_every")
+_NOT_BINDING += ("train.keep", "train.report")
+
+
+def say(text: str) -> None:
+    """A line for people, from the main process only."""
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def open_workdir(config: ConfigDict) -> str:
+    """The workdir, checked to be new or of this very config; leaves `config.json` there.
+
+    Raises:
+      InputError: no workdir given, or it holds a run of other settings (the first difference is named).
+    """
+    if not config.workdir:
+        raise InputError("--workdir=DIR is missing: where should the results go?")
+    path = epath.Path(config.workdir)
+    mine = json.loads(json.dumps(config.to_dict()))
+    file = path / "config.json"
+    if file.exists():
+        theirs = json.loads(file.read_text())
+        for field, value in _flat(mine).items():
+            binding = not any(field == free or field.startswith(free + ".") for free in _NOT_BINDING)
+            if binding and (other := _flat(theirs).get(field)) != value:
+                raise InputError(
+                    f"--workdir={config.workdir} holds a run with config.{field}={other!r}, not {value!r}; choose another --workdir or delete it"
+                )
+    elif path.exists() and (path / "checkpoints").exists():
+        raise InputError(f"--workdir={config.workdir} holds checkpoints but no config.json; choose another --workdir")
+    if jax.process_index() == 0:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--workdir={config.workdir}: cannot be made ({error.strerror})") from error
+    return config.workdir
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """Which backbone a config asks for, and the weights it starts from (None: from scratch)."""
+
+    family: Family
+    config: Any
+    arrays: Mapping[str, np.ndarray] | None
+
+
+def model_spec(config: ConfigDict, length: Callable[[Family], int], classes: int = 0) -> ModelSpec:
+    """The backbone of a config, sized for inputs of `length(family)` tokens when it starts from scratch.
+
+    Raises:
+      InputError: unknown model, size, field or precision; a checkpoint of another family.
+    """
+    runtime = dict(config.model.config.to_dict())
+    if config.precision not in ("float32", "bfloat16"):
+        raise InputError(f"precision={config.precision!r}{nearest(config.precision, ['float32', 'bfloat16'])}")
+    runtime["dtype"] = config.precision
+    if config.model.remat:
+        runtime["remat"] = config.model.remat
+    if config.init_from:
+        weights = read_weights(config.init_from, runtime)
+        if config.model.name and resolve(config.model.name)[0] is not weights.family:
+            raise InputError(f"init_from={config.init_from} is a {weights.family.name} checkpoint, but model.name={config.model.name}")
+        return ModelSpec(weights.family, weights.config, weights.arrays)
+    family, size = resolve(config.model.name)
+    sized = family.for_task(size, length(family), classes)
+    return ModelSpec(family, override(sized, runtime), None)
+
+
+def with_pretrained(state: TrainState, arrays: Mapping[str, np.ndarray]) -> TrainState:
+    """The state with the backbone's arrays replaced, each placed where the old one was."""
+
+    def place(group: Any) -> Any:
+        named = named_arrays(group)
+        new = {
+            name: jax.device_put(jnp.asarray(arrays[key], old.dtype), old.sharding)
+            for name, old in named.items()
+            if (key := name.removeprefix("backbone.")) in arrays and name.startswith("backbone.")
+        }
+        return with_arrays(group, new)
+
+    params = place(state.params)
+    ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+    return dataclasses.replace(state, params=params, frozen=place(state.frozen), model_state=place(state.model_state), ema=ema)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Everything that differs between training jobs.
+
+    Attributes:
+      build: (backbone, rngs) -> the module that maps a batch to predictions.
+      stream: training batches; `steps_per_epoch` of them are an epoch.
+      evaluators: (program) -> {"valid": ..., "test": ...}; `valid` selects.
+      select: metric of the validation split that selects, unless the config names one.
+      tokens_per_example: for MFU.
+    """
+
+    spec: ModelSpec
+    build: Callable[[nnx.Module, nnx.Rngs], nnx.Module]
+    objective: Objective
+    stream: Stream
+    steps_per_epoch: int
+    evaluators: Callable[[Program], Mapping[str, Evaluator]]
+    select: str
+    tokens_per_example: int
+    title: str
+    loss_label: str = "cross entropy (nats)"
+    class_names: tuple[str, ...] = ()
+    simulated: bool = False
+    extra_result: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def train(config: ConfigDict, run: Run) -> int:
+    """One run: initialise or resume, train, evaluate the best step on every split, write result.json and report/."""
+    workdir, t = config.workdir, config.train
+    steps = total_steps(config, run.steps_per_epoch)
+    if t.batch_size % t.accumulate:
+        raise InputError(f"train.accumulate={t.accumulate} does not divide train.batch_size={t.batch_size}")
+    mesh = make_mesh(config.mesh)
+    schedule = schedules.from_config(t.schedule.to_dict(), t.learning_rate, steps)
+    fields = optim.OptimizerConfig.of(t.to_dict())
+
+    def build(key: jax.Array) -> nnx.Module:
+        backbone_key, head_key = jax.random.split(key)
+        return run.build(run.spec.family.build(run.spec.config, nnx.Rngs(backbone_key)), nnx.Rngs(head_key))
+
+    graphdef, optimizer, state = init_state(
+        build, tuple(config.model.freeze), lambda params: optim.make_optimizer(fields, params, schedule), mesh, config.seed, t.ema_decay > 0
+    )
+    program = Program(graphdef, run.objective, optimizer, mesh, t.accumulate, t.ema_decay)
+    if run.spec.arrays is not None:
+        state = with_pretrained(state, run.spec.arrays)
+    n_params = sum(x.size for x in named_arrays(state.params).values())
+    n_frozen = sum(x.size for x in named_arrays(state.frozen).values())
+    say(
+        f"{run.title}: {run.spec.family.name}, {n_params:,} trained{f' and {n_frozen:,} frozen' if n_frozen else ''} parameters, "
+        f"{steps} steps of {t.batch_size} on {mesh.size} {jax.devices()[0].device_kind}"
+    )
+    select = t.select or run.select
+    eval_every = t.eval_every or (run.steps_per_epoch if t.epochs else max(1, steps // 10))
+    flops = run.spec.family.token_flops
+    plan = Plan(
+        steps=steps,
+        eval_every=eval_every,
+        checkpoint_every=t.checkpoint_every or eval_every,
+        log_every=t.log_every,
+        batch_size=t.batch_size,
+        nan_policy=t.nan_policy,
+        select=select,
+        larger_is_better=metrics.larger_is_better(select),
+        patience=t.patience,
+        flops_per_step=3 * flops(run.spec.config, run.tokens_per_example) * run.tokens_per_example * t.batch_size if flops else None,
+        peak_flops=peak_flops(),
+    )
+    evaluators = run.evaluators(program)
+    log = RunLog(workdir, jax.process_index() == 0)
+    log.write_config(config.to_dict())
+    if jax.process_index() == 0:
+        workdirs.write_model(workdir, run.spec.family.name, dataclasses.asdict(run.spec.config))
+    with log:
+        fitted, checkpoints = fit(program, state, run.stream, plan, workdir, log, evaluators["valid"], say=say, keep=t.keep)
+        if fitted.interrupted:
+            checkpoints.close()
+            return 0
+        _finish(config, run, fitted, checkpoints, evaluators, log)
+    return 0
+
+
+def total_steps(config: ConfigDict, steps_per_epoch: int) -> int:
+    """Optimiser steps of the run.
+
+    Raises:
+      InputError: neither or both of train.steps and train.epochs.
+    """
+    t = config.train
+    if bool(t.steps) == bool(t.epochs):
+        raise InputError(f"set one of train.steps and train.epochs (they are {t.steps} and {t.epochs})")
+    return int(t.steps or t.epochs * steps_per_epoch)
+
+
+def _finish(
+    config: ConfigDict, run: Run, fitted: Fitted, checkpoints: Any, evaluators: Mapping[str, Evaluator], log: RunLog
+) -> None:
+    """Evaluate the selected step on every split; result.json last, so that its presence means a finished run."""
+    best = fitted.state
+    if fitted.best_step != fitted.steps:
+        best = checkpoints.restore_state(fitted.best_step, fitted.state)
+    results, predictions = {}, {}
+    for split, evaluator in evaluators.items():
+        results[split] = evaluator.metrics(best)
+        if isinstance(evaluator, PredictionEvaluator):
+            outputs, targets, _ = evaluator.last
+            predictions[split] = (outputs, targets)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in results[split].items())
+        say(f"{split}: {shown}  (step {fitted.best_step})")
+    log.flush()
+    checkpoints.close()
+    result = write_run_result(
+        config.workdir, fitted, results, config.seed, {"job": config.job, "model": run.spec.family.name, **run.extra_result}
+    )
+    if config.train.report and jax.process_index() == 0:
+        write_report(
+            config.workdir,
+            read_history(config.workdir),
+            predictions,
+            class_names=run.class_names or None,
+            metrics=results,
+            title=f"{run.spec.family.name} on {run.title}",
+            loss_label=run.loss_label,
+            best_step=fitted.best_step,
+            simulated=run.simulated,
+        )
+        say(f"report: {epath.Path(config.workdir) / 'report' / 'index.html'}")
+    rate = result["examples_per_second"]
+    say(f"result: {epath.Path(config.workdir) / 'result.json'}  ({rate:,.1f} examples/s, {math.ceil(fitted.wall_seconds)} s)")
+
+
+def limited(batches: Iterable[Any], n: int) -> Callable[[], Iterable[Any]]:
+    """The first `n` batches (0: all), again at every call."""
+
+    def take() -> Iterable[Any]:
+        for i, batch in enumerate(batches):
+            if n and i >= n:
+                return
+            yield batch
+
+    return take

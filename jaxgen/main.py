@@ -1,0 +1,126 @@
+"""The front door: flags -> config -> devices -> the job named by `config.job`.
+
+    python -m jaxgen.main --config=FILE[:variant] [--config.field=value ...] --workdir=DIR
+"""
+
+import importlib
+import logging
+import os
+import pkgutil
+import sys
+from collections.abc import Sequence
+
+from jaxgen.errors import InputError, nearest
+
+
+def available_jobs() -> dict[str, str]:
+    """Job -> first line of its docstring."""
+    import ast
+    from pathlib import Path
+
+    import jaxgen.jobs
+
+    found = {}
+    for module in pkgutil.iter_modules(jaxgen.jobs.__path__):
+        source = (Path(jaxgen.jobs.__path__[0]) / f"{module.name}.py").read_text() if not module.ispkg else ""
+        if "\ndef run(" in source:
+            found[module.name] = (ast.get_docstring(ast.parse(source)) or "").split("\n")[0]
+    return found
+
+
+def help_text() -> str:
+    from jaxgen.config import available_configs
+
+    lines = [(__doc__ or "").strip(), "", "Configs:"]
+    lines += [f"  {name:32s} {what}" for name, what in available_configs().items()]
+    lines += ["", "Jobs (set by a config, or --config.job=NAME):"]
+    lines += [f"  {name:32s} {what}" for name, what in available_jobs().items()]
+    lines += ["", "Every field and its meaning: configs/common.py. Exit codes: 0 done, 1 a check failed, 2 wrong input."]
+    return "\n".join(lines)
+
+
+def parse_flags(argv: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
+    """Command line -> (config spec, overrides).
+
+    Raises:
+      InputError: an unknown flag, or one without its value.
+    """
+    spec, overrides, arguments = "", [], list(argv)
+    while arguments:
+        flag, equals, value = arguments.pop(0).partition("=")
+        name = flag.lstrip("-")
+        if not flag.startswith("-") or not (name in ("config", "workdir") or name.startswith("config.")):
+            raise InputError(f"unknown argument {flag!r}{nearest(name, ['config', 'workdir', 'help'])} (see --help)")
+        if not equals:
+            if not arguments:
+                raise InputError(f"{flag} needs a value: {flag}=...")
+            value = arguments.pop(0)
+        if name == "config":
+            spec = value
+        else:
+            overrides.append((name.removeprefix("config."), value))
+    if not spec:
+        raise InputError("--config=FILE is missing, e.g. --config=configs/quickstart.py (see --help)")
+    return spec, overrides
+
+
+def start_devices() -> None:
+    """Join the other processes of the run, if there are any: our launcher's variables, SLURM, or a TPU pod."""
+    import jax
+
+    env = os.environ
+    if env.get("JAXGEN_COORDINATOR"):
+        if env.get("JAX_PLATFORMS", "").startswith("cpu"):
+            jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(env["JAXGEN_COORDINATOR"], int(env["JAXGEN_PROCESS_COUNT"]), int(env["JAXGEN_PROCESS_ID"]))
+    elif int(env.get("SLURM_NTASKS", 1)) > 1 or "," in env.get("TPU_WORKER_HOSTNAMES", "") or env.get("MEGASCALE_NUM_SLICES"):
+        jax.distributed.initialize()
+
+
+def start_compile_cache(folder: str) -> None:
+    """Compiled programs are kept between runs: the second start of the same config does not compile."""
+    import jax
+
+    if not folder:
+        return
+    if folder == "auto":
+        folder = os.path.join(os.environ.get("JAXGEN_CACHE") or os.path.expanduser("~/.cache/jaxgen"), "xla")
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one job; returns the exit code."""
+    if not argv or {"-h", "--help", "help"} & set(argv):
+        print(help_text())
+        return 0
+    from jaxgen.config import load_config
+
+    spec, overrides = parse_flags(argv)
+    config = load_config(spec, overrides)
+    jobs = available_jobs()
+    if config.job not in jobs:
+        raise InputError(f"config.job={config.job!r} is not a job{nearest(config.job, jobs)}")
+    start_devices()
+    start_compile_cache(config.compile_cache)
+    return importlib.import_module(f"jaxgen.jobs.{config.job}").run(config) or 0
+
+
+def entry(argv: Sequence[str] | None = None) -> None:
+    """`main`, with wrong input reported as one line and exit code 2."""
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        code = main(sys.argv[1:] if argv is None else argv)
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,135 @@
+"""`jaxgen.load` and `jaxgen.export`: public checkpoints in and out, and workdirs of our own runs."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxgen import tokenizers
+from jaxgen.checkpoints import hub, key_table, readers, workdir
+from jaxgen.errors import InputError
+from jaxgen.layers.variables import named_arrays, with_arrays
+from jaxgen.models.family import Family, override
+from jaxgen.models.registry import FAMILIES, family_of, get_family
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model with its weights, its tokenizer and its config. `head` holds task-head tensors of the file under their public names."""
+
+    model: nnx.Module
+    tokenizer: Any
+    config: Any
+    head: Mapping[str, np.ndarray]
+
+    def __call__(self, tokens: Any, **kwargs: Any) -> Any:
+        return self.model(jnp.asarray(tokens), **kwargs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A checkpoint as read: arrays under our names, not yet on a device."""
+
+    family: Family
+    config: Any
+    arrays: Mapping[str, np.ndarray]
+    head: Mapping[str, np.ndarray]
+
+
+def shapes_of(family: Family, config: Any) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every array of the model, without building it."""
+    abstract = nnx.eval_shape(lambda: family.build(config, nnx.Rngs(0)))
+    return {name: tuple(x.shape) for name, x in named_arrays(nnx.state(abstract)).items()}
+
+
+def read_weights(path_or_hub_id: str, fields: Mapping[str, Any] | None = None) -> Weights:
+    """Read a public checkpoint folder, a hub id, or the workdir of an earlier run (its best step).
+
+    Args:
+      fields: config fields to change, e.g. {"modulation_shift": 0.0}.
+
+    Raises:
+      InputError: nothing readable there, or tensors that do not fit the config (all of them are listed).
+    """
+    folder = hub.resolve(path_or_hub_id)
+    if workdir.is_workdir(folder):
+        run_model = workdir.read_model(folder)
+        family = get_family(run_model["family"])
+        config = override(family.config(**run_model["config"]), fields or {})
+        arrays = workdir.read_arrays(folder)
+        backbone = {name.removeprefix("backbone."): x for name, x in arrays.items() if name.startswith("backbone.")}
+        _check_same(backbone, shapes_of(family, config), str(folder))
+        return Weights(family, config, backbone, {n: x for n, x in arrays.items() if not n.startswith("backbone.")})
+    public, weights_file = readers.read_config(folder), readers.find_weights(folder)
+    raw = readers.read_tensors(weights_file)
+    family = _recognise(public, raw, folder)
+    tensors = family.public_names(raw)
+    config = override(family.read_config(public, tensors, Path(weights_file).name), fields or {})
+    head = {name: tensor for name, tensor in tensors.items() if re.search(family.head_keys, name)}
+    body = {name: tensor for name, tensor in tensors.items() if name not in head}
+    arrays = key_table.load(body, family.key_table(config), shapes_of(family, config), where=str(weights_file))
+    return Weights(family, config, arrays, head)
+
+
+def load(path_or_hub_id: str, dtype: str = "float32", **fields: Any) -> Pretrained:
+    """Load a model from a folder (offline), a hub id, or the workdir of an earlier run.
+
+    Args:
+      path_or_hub_id: folder with a public checkpoint (config.json + weights), `owner/name` on the hub, or a jaxgen workdir.
+      dtype: compute dtype, "float32" or "bfloat16"; parameters stay float32.
+      **fields: config fields to change, e.g. `modulation_shift=0.0`.
+
+    Raises:
+      InputError: not readable, of no known family, or with missing, unused or misshapen tensors.
+    """
+    weights = read_weights(path_or_hub_id, fields | {"dtype": str(jnp.dtype(dtype))})
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: weights.family.build(weights.config, nnx.Rngs(0))))
+    arrays = {name: jnp.asarray(array, state_array.dtype) for (name, array), state_array in _aligned(weights.arrays, state)}
+    model = nnx.merge(graphdef, with_arrays(state, arrays))
+    name, options = weights.family.tokenizer(weights.config)
+    return Pretrained(model, tokenizers.get(name, **options), weights.config, weights.head)
+
+
+def export(model: Pretrained | nnx.Module, directory: str | Path) -> Path:
+    """Write the public format: `config.json` and `model.safetensors` with the public key names. Returns the directory."""
+    pretrained = model if isinstance(model, Pretrained) else None
+    module = pretrained.model if pretrained else model
+    config = module.config
+    family = family_of(config)
+    arrays = {name: np.asarray(jax.device_get(x)) for name, x in named_arrays(nnx.state(module)).items()}
+    tensors = {family.export_name(n): x for n, x in key_table.export(arrays, family.key_table(config)).items()}
+    if pretrained:
+        tensors |= pretrained.head
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    readers.write_safetensors(directory / "model.safetensors", tensors, {"format": "pt"})
+    (directory / "config.json").write_text(json.dumps(family.write_config(config), indent=2) + "\n")
+    return directory
+
+
+def _aligned(arrays: Mapping[str, np.ndarray], state: nnx.State) -> list[tuple[tuple[str, np.ndarray], Any]]:
+    return [((name, arrays[name]), abstract) for name, abstract in named_arrays(state).items()]
+
+
+def _recognise(public: Mapping[str, Any], tensors: Mapping[str, np.ndarray], folder: Path) -> Family:
+    for name in FAMILIES:
+        family = get_family(name)
+        if family.recognises(public, tensors):
+            return family
+    kind = public.get("model_type", "unknown")
+    raise InputError(f"{folder}: a checkpoint of model_type {kind!r}; this version of jaxgen reads {', '.join(FAMILIES)}")
+
+
+def _check_same(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    missing = sorted(shapes.keys() - arrays.keys())
+    unused = sorted(arrays.keys() - shapes.keys())
+    wrong = sorted(n for n in shapes.keys() & arrays.keys() if tuple(arrays[n].shape) != shapes[n])
+    if missing or unused or wrong:
+        raise InputError(f"{where} does not fit its own model.json: missing {missing[:4]}, unused {unused[:4]}, mismatched {wrong[:4]}")

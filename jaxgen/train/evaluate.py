@@ -1,0 +1,91 @@
+"""Whole-split evaluation: predictions gathered in order, or exact masked sums; every example counts once."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxgen.train import metrics
+from jaxgen.train.sharding import put_batch
+from jaxgen.train.state import Program, TrainState
+
+Batches = Callable[[], Iterable[dict[str, np.ndarray]]]
+
+
+class Evaluator(Protocol):
+    """Metrics of one split for a state."""
+
+    def metrics(self, state: TrainState) -> dict[str, float]: ...
+
+
+class _Compiled:
+    """A function of (state parts, batch), compiled once per batch shape with replicated results."""
+
+    def __init__(self, program: Program, function: Callable[..., Any]):
+        self.program = program
+        self._run = jax.jit(function, out_shardings=NamedSharding(program.mesh, PartitionSpec()))
+
+    def __call__(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> Any:
+        with jax.set_mesh(self.program.mesh):
+            return self._run(state.inference_params(), state.frozen, state.model_state, put_batch(self.program.mesh, batch))
+
+
+class PredictionEvaluator:
+    """Predictions of a whole split, and the named metrics on them."""
+
+    def __init__(self, program: Program, batches: Batches, names: tuple[str, ...]):
+        self.batches, self.names = batches, names
+        self.last: tuple[np.ndarray, np.ndarray, float] | None = None  # what `metrics` was computed from
+
+        def predict(params: Any, frozen: Any, model_state: Any, batch: Mapping[str, jax.Array]) -> Any:
+            predictions, _ = program.apply(params, frozen, model_state, batch, train=False, key=None)
+            total, weight, _ = program.objective(predictions, batch)
+            return predictions.astype(jnp.float32), batch["target"], batch["weight"], total, weight
+
+        self._predict = _Compiled(program, predict)
+
+    def predictions(self, state: TrainState) -> tuple[np.ndarray, np.ndarray, float]:
+        """(predictions, targets) of the real examples in order, and the mean loss."""
+        outputs, targets, loss, weight = [], [], 0.0, 0.0
+        for batch in self.batches():
+            p, t, w, total, count = jax.device_get(self._predict(state, batch))
+            keep = w > 0
+            outputs.append(p[keep])
+            targets.append(t[keep])
+            loss, weight = loss + float(total), weight + float(count)
+        return np.concatenate(outputs), np.concatenate(targets), loss / max(weight, 1.0)
+
+    def metrics(self, state: TrainState) -> dict[str, float]:
+        self.last = predictions, targets, loss = self.predictions(state)
+        return {"loss": loss, **metrics.evaluate(self.names, predictions, targets)}
+
+
+class SumEvaluator:
+    """Per-token loss, perplexity and accuracy from exact sums over a split; nothing is gathered."""
+
+    def __init__(self, program: Program, batches: Batches):
+        self.batches = batches
+
+        def sums(params: Any, frozen: Any, model_state: Any, batch: Mapping[str, jax.Array]) -> Any:
+            predictions, _ = program.apply(params, frozen, model_state, batch, train=False, key=None)
+            total, weight, others = program.objective(predictions, batch)
+            return total, weight, others.get("correct", jnp.zeros(()))
+
+        self._sums = _Compiled(program, sums)
+
+    def metrics(self, state: TrainState) -> dict[str, float]:
+        totals = np.zeros(3)
+        for batch in self.batches():
+            totals += np.asarray(jax.device_get(self._sums(state, batch)), np.float64)
+        loss = totals[0] / max(totals[1], 1.0)
+        return {
+            "loss": loss,
+            "bits_per_token": loss / math.log(2),
+            "perplexity": math.exp(min(loss, 700.0)),
+            "accuracy": totals[2] / max(totals[1], 1.0),
+            "tokens": totals[1],
+        }

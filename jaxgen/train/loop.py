@@ -1,0 +1,269 @@
+"""The training loop: model-blind, data-blind, resumable at any moment.
+
+A run is a pure function of its config: state and the position in the data are saved together, metrics of a resumed run are cut back to
+the checkpoint, and randomness depends on (seed, step) alone. So a killed run that is started again ends with the same bytes.
+"""
+
+import dataclasses
+import hashlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from jaxgen.errors import InputError
+from jaxgen.layers.variables import named_arrays
+from jaxgen.train.checkpoint import Checkpoints
+from jaxgen.train.early_stopping import Selection
+from jaxgen.train.evaluate import Evaluator
+from jaxgen.train.logging import RunLog, environment, write_result
+from jaxgen.train.memory import memory_report
+from jaxgen.train.progress import Progress
+from jaxgen.train.sharding import put_batch
+from jaxgen.train.state import Program, TrainState, make_train_step
+
+
+class Stream(Protocol):
+    """An endless iterator over this process's rows of the global batches, whose state is the global position alone."""
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]: ...
+
+    def __next__(self) -> dict[str, np.ndarray]: ...
+
+    def get_state(self) -> dict[str, Any]: ...
+
+    def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """When the loop does what, all in optimiser steps."""
+
+    steps: int
+    eval_every: int
+    checkpoint_every: int
+    log_every: int
+    batch_size: int
+    nan_policy: str = "stop"
+    select: str = "loss"
+    larger_is_better: bool = False
+    patience: int = 0
+    flops_per_step: float | None = None
+    peak_flops: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """What a finished run knows. `interrupted` when SIGTERM ended it early (everything is saved)."""
+
+    state: TrainState
+    best_step: int
+    steps: int
+    interrupted: bool
+    rates: dict[str, float]
+    wall_seconds: float
+
+
+class _Termination:
+    """SIGTERM (from SLURM, a preempted VM, or a person) sets a flag that the loop reads between steps."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: Any = None
+
+    def __enter__(self) -> "_Termination":
+        self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+        return self
+
+    def _on_signal(self, *_: Any) -> None:
+        self.requested = True
+
+    def __exit__(self, *_: Any) -> None:
+        signal.signal(signal.SIGTERM, self._previous)
+
+    def agreed(self, step: int) -> bool:
+        """Whether to stop after this step; all processes answer alike."""
+        if jax.process_count() == 1:
+            return self.requested
+        if step % 10:  # a collective: not at every step
+            return False
+        from jax.experimental import multihost_utils
+
+        return bool(multihost_utils.process_allgather(np.asarray(self.requested)).any())
+
+
+def params_digest(state: TrainState) -> str:
+    """SHA-256 over names and bytes of the parameters and model state: equal exactly when they are."""
+    digest = hashlib.sha256()
+    for group in (state.params, state.frozen, state.model_state):
+        for name, array in sorted(named_arrays(group).items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(to_host(array)).tobytes())
+    return digest.hexdigest()
+
+
+def to_host(array: jax.Array) -> np.ndarray:
+    """The whole array on this host, gathered from other processes where it must be."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def _on_device(stream: Iterable[dict[str, np.ndarray]], program: Program, ahead: int = 1) -> Iterator[dict[str, jax.Array]]:
+    """Batches on the mesh, `ahead` of the step that uses them, so that the transfer overlaps the compute."""
+    waiting = []
+    for batch in stream:
+        waiting.append(put_batch(program.mesh, batch))
+        if len(waiting) > ahead:
+            yield waiting.pop(0)
+    yield from waiting
+
+
+def fit(
+    program: Program,
+    state: TrainState,
+    stream: Stream,
+    plan: Plan,
+    workdir: str,
+    log: RunLog,
+    evaluator: Evaluator,
+    *,
+    say: Callable[[str], None],
+    keep: int = 2,
+) -> tuple[Fitted, Checkpoints]:
+    """Train to `plan.steps`, from the newest checkpoint of `workdir` if there is one.
+
+    Args:
+      evaluator: metrics of the validation split for a state.
+      say: prints a line for people.
+
+    Raises:
+      InputError: non-finite values under the policy "stop"; a checkpoint of another architecture; a full disk.
+    """
+    if plan.nan_policy not in ("stop", "skip"):
+        raise InputError(f"train.nan_policy: {plan.nan_policy!r} is neither 'stop' nor 'skip'")
+    began = time.time()
+    checkpoints = Checkpoints(workdir, keep=keep)
+    selection = Selection(plan.select, plan.larger_is_better, plan.patience)
+    stopped_early, before = False, 0.0
+    resumed = checkpoints.latest_step()
+    if resumed is not None:
+        run = checkpoints.restore_run(resumed)
+        state = checkpoints.restore_state(resumed, state)
+        stream.set_state(run["data"])
+        selection = Selection.from_dict(run["selection"])
+        stopped_early, before = run["stopped_early"], run["wall_seconds"]
+        say(f"resumed from step {resumed}")
+    log.truncate_after(resumed or 0)
+    start = int(state.step)
+
+    def save(step: int) -> None:
+        run = {
+            "step": step,
+            "data": _position(stream, step),
+            "selection": selection.to_dict(),
+            "stopped_early": stopped_early,
+            "wall_seconds": before + time.time() - began,
+        }
+        log.flush()
+        checkpoints.save(state, run, best_step=-1 if selection.best_step is None else selection.best_step)
+
+    progress = Progress(
+        plan.steps,
+        start=start,
+        is_main_process=jax.process_index() == 0,
+        flops_per_step=plan.flops_per_step,
+        peak_flops=plan.peak_flops,
+    )
+    step, interrupted = start, False
+    pending: tuple[int, Mapping[str, jax.Array]] | None = None
+    tokens_per_step = 0
+
+    def settle() -> None:
+        """Read the metrics of the step before: by now they are there, so the device never waits for the host."""
+        nonlocal pending
+        if pending is None:
+            return
+        at, metrics = pending
+        pending = None
+        values = {name: float(value) for name, value in metrics.items()}
+        if plan.nan_policy == "stop" and not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+            log.log(at, "train", values)
+            raise InputError(
+                f"step {at}: loss {values['loss']:g}, gradient norm {values['grad_norm']:g}: not finite; parameters were left as they were. "
+                "Lower train.learning_rate, use precision=float32, or set train.nan_policy=skip to skip such updates and count them"
+            )
+        progress.update(at, examples=plan.batch_size, tokens=tokens_per_step, loss=values["loss"])
+        if at % plan.log_every == 0 or at in (1, plan.steps):
+            log.log(at, "train", values)
+
+    with _Termination() as termination, jax.set_mesh(program.mesh):
+        compiled = None
+        for batch in _on_device(stream, program) if start < plan.steps and not stopped_early else ():
+            if compiled is None:
+                tokens_per_step = int(np.prod(batch["tokens"].shape[:2])) if "tokens" in batch else 0
+                since = time.time()
+                compiled = jax.jit(make_train_step(program), donate_argnums=0).lower(state, batch).compile()
+                say(f"compiled the training step in {time.time() - since:.1f} s; {memory_report(compiled)}")
+            state, metrics = compiled(state, batch)
+            step += 1
+            settle()
+            pending = (step, metrics)
+            last = step >= plan.steps
+            if step % plan.eval_every == 0 or last:
+                settle()
+                with progress.paused():
+                    values = evaluator.metrics(state)
+                log.log(step, "valid", values)
+                improved, stopped_early = selection.update(values[plan.select], step)
+                shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+                progress.message(f"step {step}  valid: {shown}{'  (best)' if improved else ''}")
+                if improved or last or stopped_early:
+                    save(step)
+            if step % plan.checkpoint_every == 0:
+                settle()
+                save(step)
+            interrupted = not (last or stopped_early) and termination.agreed(step)
+            if last or stopped_early or interrupted:
+                settle()
+                break
+        if interrupted:
+            save(step)
+            progress.message(f"SIGTERM: everything is saved at step {step}; the same command continues from here")
+        if stopped_early:
+            progress.message(f"stopped early: {plan.select} has not improved for {plan.patience} evaluations")
+    progress.close()
+    checkpoints.wait()
+    best = selection.best_step if selection.best_step is not None else step
+    return Fitted(state, best, step, interrupted, progress.rates(), before + time.time() - began), checkpoints
+
+
+def _position(stream: Stream, step: int) -> dict[str, Any]:
+    """The stream's state as of `step`: batches that were read ahead are not consumed."""
+    return stream.get_state() | {"step": step}
+
+
+def write_run_result(workdir: str, fitted: Fitted, metrics: Mapping[str, Mapping[str, float]], seed: int, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """`result.json` of a finished run, written by the main process."""
+    result = {
+        "metrics": metrics,
+        "best_step": fitted.best_step,
+        "steps": fitted.steps,
+        "seed": seed,
+        "examples_per_second": fitted.rates["examples_per_second"],
+        "tokens_per_second": fitted.rates["tokens_per_second"],
+        "nan_steps": int(fitted.state.nan_steps),
+        "params_digest": params_digest(fitted.state),
+        "wall_seconds": fitted.wall_seconds,
+        **extra,
+        **environment(),
+    }
+    if jax.process_index() == 0:
+        write_result(workdir, result)
+    return result
