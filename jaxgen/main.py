@@ -65,7 +65,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
 
 
 def start_devices() -> None:
-    """Join the other processes of the run, if there are any: our launcher's variables, SLURM, or a TPU pod."""
+    """Join the other processes of the run, if there are any: our launcher's variables, SLURM, or (JAXGEN_DISTRIBUTED=1) a TPU pod."""
     import jax
 
     env = os.environ
@@ -73,8 +73,8 @@ def start_devices() -> None:
         if env.get("JAX_PLATFORMS", "").startswith("cpu"):
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(env["JAXGEN_COORDINATOR"], int(env["JAXGEN_PROCESS_COUNT"]), int(env["JAXGEN_PROCESS_ID"]))
-    elif int(env.get("SLURM_NTASKS", 1)) > 1 or "," in env.get("TPU_WORKER_HOSTNAMES", "") or env.get("MEGASCALE_NUM_SLICES"):
-        jax.distributed.initialize()
+    elif env.get("JAXGEN_DISTRIBUTED") == "1" or int(env.get("SLURM_NTASKS", 1)) > 1 or "," in env.get("TPU_WORKER_HOSTNAMES", ""):
+        jax.distributed.initialize()  # finds the others by itself on SLURM and Cloud TPU
 
 
 def start_compile_cache(folder: str) -> None:

@@ -12,17 +12,17 @@ import os
 import zlib
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from jaxgen.checkpoints.safe_pickle import BUILDERS, DType, Interpreter, Skipped, located, sizes
+from jaxgen.checkpoints.safe_pickle import BUILDERS, DType, Global, Interpreter, Skipped, located, rebuilt_array, sizes
 from jaxgen.errors import InputError
 
 _WRAPPER = "joblib.numpy_pickle.NumpyArrayWrapper"
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path) -> io.BufferedIOBase:
     with path.open("rb") as file:
         head = file.read(6)
     if head[:1] == b"\x78":
@@ -36,8 +36,29 @@ def _open(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
+def _flat_mapping(mapping: dict) -> dict:
+    if not isinstance(mapping, dict):
+        raise ValueError("a Haiku mapping made of something else than a dict")
+    return mapping
+
+
+def _jax_array(function: Global, args: tuple, state: tuple, aval: dict) -> np.ndarray:
+    """JAX pickles an array as the pickle of its numpy value."""
+    array = BUILDERS[function.name](*args)
+    return rebuilt_array(array, state)
+
+
 class _JoblibInterpreter(Interpreter):
-    builders = MappingProxyType({**BUILDERS, _WRAPPER: lambda: Skipped(_WRAPPER)})
+    builders = MappingProxyType(
+        {
+            **BUILDERS,
+            _WRAPPER: lambda: Skipped(_WRAPPER),
+            "haiku._src.data_structures.FlatMap": _flat_mapping,
+            "haiku._src.data_structures.FlatMapping": _flat_mapping,
+            "jax._src.array._reconstruct_array": _jax_array,
+            "jax._src.device_array.reconstruct_device_array": _jax_array,
+        }
+    )
 
     def build(self, target: object, state: Any) -> object:
         target = super().build(target, state)

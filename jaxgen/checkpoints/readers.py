@@ -4,7 +4,6 @@ Names: a PyTorch or safetensors file keeps its own dotted names. A JAX tree (Hai
 with "/", list positions as numbers: `module/sub/w`. A Haiku pair (params, state) becomes one flat dict, as their names never meet.
 """
 
-import io
 import json
 import os
 import re

@@ -18,12 +18,18 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from jaxgen.errors import InputError
+
+# What numpy, zipfile, pickletools, struct and json raise when a file is not what it says it is.
+_BROKEN = (
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, RuntimeError, TypeError, ValueError),
+    *(struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
 
 
 @contextlib.contextmanager
@@ -37,25 +43,9 @@ def located(where: str | os.PathLike) -> Iterator[None]:
         raise InputError(f"{where}: no such file") from error
     except OSError as error:
         raise InputError(f"{where}: cannot be read ({error.strerror or error}); check the file or download it again") from error
-    except (
-        ArithmeticError,
-        AttributeError,
-        EOFError,
-        LookupError,
-        MemoryError,
-        NotImplementedError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
-        raise InputError(_damaged(where, error)) from error
-    except (AssertionError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
-        raise InputError(_damaged(where, error)) from error
-
-
-def _damaged(where: str | os.PathLike, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
-    return f"{where}: damaged, cut short or not a weight file ({reason}); download or save it again"
+    except _BROKEN as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise InputError(f"{where}: damaged, cut short or not a weight file ({reason}); download or save it again") from error
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,9 +81,8 @@ SKIPPED = (
     "typing.",
 )
 # Classes that may appear as a value (in type annotations, or as what a numpy array is made of).
-INERT = frozenset(f"builtins.{name}" for name in ("bool", "bytes", "dict", "float", "int", "list", "object", "str", "tuple")) | {
-    "numpy.ndarray"
-}
+_BUILTINS = ("bool", "bytes", "dict", "float", "int", "list", "object", "str", "tuple")
+INERT = frozenset(("numpy.ndarray", *(f"builtins.{name}" for name in _BUILTINS)))
 _RENAMED = {"__builtin__.": "builtins.", "copy_reg.": "copyreg.", "numpy.core.": "numpy._core."}  # Python 2, NumPy 1
 _SMALL_FLOATS = frozenset(name for name in dir(ml_dtypes) if name.startswith(("bfloat16", "float8_")))
 
@@ -107,9 +96,8 @@ class DType:
         elif isinstance(code, str) and re.fullmatch(r"\?|b1|[iufcSU]\d{1,9}", code):
             self.dtype = np.dtype(code)
         else:
-            raise InputError(
-                f"holds numpy values of kind {code if isinstance(code, str) else 'object'!r}; only numbers and text can be read"
-            )
+            kind = code if isinstance(code, str) else "object"
+            raise InputError(f"holds numpy values of kind {kind!r}; only numbers and text can be read")
 
     def set_state(self, state: tuple) -> None:
         if any(field is not None for field in state[2:5]):
@@ -135,12 +123,13 @@ def _reconstruct(kind: Global, shape: tuple, code: bytes) -> np.ndarray:
     return np.empty(0)
 
 
-def _set_array_state(array: np.ndarray, state: tuple) -> None:
-    """In place, because the pickle's memo may already hold `array`."""
+def rebuilt_array(array: np.ndarray, state: tuple) -> np.ndarray:
+    """`array` with its pickled state; in place, because the pickle's memo may already hold it."""
     _, shape, kind, fortran, data = state
     if not isinstance(kind, DType) or not isinstance(data, bytes | str):
         raise InputError("holds an array of Python objects; only numbers and text can be read")
-    array.__setstate__((1, sizes(shape), kind.dtype, bool(fortran), _raw(data)))
+    array.__setstate__((1, sizes(shape), kind.dtype, bool(fortran), _raw(data)))  # pyright: ignore[reportArgumentType]
+    return array
 
 
 def sizes(shape: tuple) -> tuple[int, ...]:
@@ -185,13 +174,15 @@ BUILDERS: Mapping[str, Callable] = MappingProxyType(
 
 
 def refusal(name: str) -> str:
-    return f"names {name!r}, which is neither a tensor nor a plain value, so the file was not loaded (nothing in it ran); save a plain state dict or safetensors"
+    return (
+        f"names {name!r}, which is neither a tensor nor a plain value, so it was not loaded and nothing in it ran; "
+        "ask for a plain state dict or safetensors"
+    )
 
 
-_LITERALS = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 "
-    "BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8".split()
-)
+_NUMBERS = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT")
+_TEXTS = ("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
+_LITERALS = frozenset((*_NUMBERS, *_TEXTS, "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"))
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
 _GETS = frozenset(("GET", "BINGET", "LONG_BINGET"))
@@ -209,7 +200,7 @@ class Interpreter:
     inert: frozenset[str] = INERT
     skipped: tuple[str, ...] = SKIPPED
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: io.BufferedIOBase):
         self.file = file
 
     def persistent(self, identifier: object) -> object:
@@ -240,7 +231,7 @@ class Interpreter:
         elif isinstance(target, DType):
             target.set_state(state)
         elif isinstance(target, np.ndarray):
-            _set_array_state(target, state)
+            rebuilt_array(target, state)
         elif not isinstance(target, dict):  # attributes of an OrderedDict (torch's `_metadata`) are dropped
             raise ValueError(f"sets the state of a {type(target).__name__}")
         return target
@@ -249,7 +240,7 @@ class Interpreter:
         """The object of the pickle that begins at the file's position."""
         stack: list[Any] = []
         marks: list[int] = []
-        memo: dict[int, Any] = {}
+        memo: dict[Any, Any] = {}
 
         def since_mark() -> list[Any]:
             start = marks.pop()
@@ -257,7 +248,7 @@ class Interpreter:
             del stack[start:]
             return items
 
-        for opcode, arg, _ in pickletools.genops(self.file):
+        for opcode, arg, _ in pickletools.genops(self.file):  # pyright: ignore[reportArgumentType]
             op = opcode.name
             if op in _LITERALS:
                 stack.append(arg)

@@ -12,7 +12,7 @@ import sys
 import zipfile
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -24,15 +24,24 @@ LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # what a stream file
 _LEGACY_PROTOCOL = 1001
 
 _SMALL_FLOATS = ("bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu")
-_PLAIN = "float64 float32 float16 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool complex64 complex128".split()
-DTYPES = {name: np.dtype(name) for name in _PLAIN} | {name: np.dtype(getattr(ml_dtypes, name)) for name in _SMALL_FLOATS}
+_PLAIN = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool")
+DTYPES = {name: np.dtype(name) for name in (*_PLAIN, "complex64", "complex128")}
+DTYPES |= {name: np.dtype(getattr(ml_dtypes, name)) for name in _SMALL_FLOATS}
 _STORAGES = {
-    f"{kind}Storage": DTYPES[name]
-    for kind, name in dict(
-        Double="float64", Float="float32", Half="float16", BFloat16="bfloat16", Long="int64", Int="int32", Short="int16", Char="int8",
-        Byte="uint8", Bool="bool", ComplexFloat="complex64", ComplexDouble="complex128", Untyped="uint8",
-    ).items()
-}  # fmt: skip
+    "DoubleStorage": DTYPES["float64"],
+    "FloatStorage": DTYPES["float32"],
+    "HalfStorage": DTYPES["float16"],
+    "BFloat16Storage": DTYPES["bfloat16"],
+    "LongStorage": DTYPES["int64"],
+    "IntStorage": DTYPES["int32"],
+    "ShortStorage": DTYPES["int16"],
+    "CharStorage": DTYPES["int8"],
+    "ByteStorage": DTYPES["uint8"],
+    "BoolStorage": DTYPES["bool"],
+    "ComplexFloatStorage": DTYPES["complex64"],
+    "ComplexDoubleStorage": DTYPES["complex128"],
+    "UntypedStorage": DTYPES["uint8"],
+}
 
 
 def _storage_dtype(kind: object) -> np.dtype:
@@ -42,33 +51,29 @@ def _storage_dtype(kind: object) -> np.dtype:
     return _STORAGES[name]
 
 
-def _tensor(
-    storage: np.ndarray, offset: int, size: tuple, stride: tuple, requires_grad: bool = False, hooks: Any = None, metadata: Any = None
-) -> np.ndarray:
+def _tensor(storage: Any, offset: int, size: tuple, stride: tuple, grad: Any = False, hooks: Any = None, flags: Any = None) -> np.ndarray:
     """A read-only view of a flat storage. Bounds are checked here, because numpy does not check strides."""
-    if (
-        not isinstance(storage, np.ndarray)
-        or not all(type(n) is int and n >= 0 for n in (offset, *size, *stride))
-        or len(size) != len(stride)
-    ):
+    numbers = (offset, *size, *stride)
+    if not isinstance(storage, np.ndarray) or not all(type(n) is int and n >= 0 for n in numbers) or len(size) != len(stride):
         raise ValueError("a tensor whose offset, shape or strides are not sizes")
     if 0 in size:
         return np.empty(size, storage.dtype)
     if offset + sum((n - 1) * step for n, step in zip(size, stride)) >= storage.size:
         raise ValueError(f"a tensor of shape {size}, strides {stride}, offset {offset} reaches beyond its storage of {storage.size}")
     strides = [step * storage.itemsize for step in stride]
-    view = np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False)
-    if metadata:  # torch stores lazily conjugated or negated tensors with a flag
-        view = np.conj(view) if metadata.get("conj") else view
-        view = np.negative(view) if metadata.get("neg") else view
+    view = np.ndarray(size, storage.dtype, storage.view(np.uint8), offset * storage.itemsize, strides)
+    view.flags.writeable = False
+    if flags:  # torch conjugates and negates lazily
+        view = np.conj(view) if flags.get("conj") else view
+        view = np.negative(view) if flags.get("neg") else view
     return view
 
 
 def _tensor_v3(
-    storage: np.ndarray, offset: int, size: tuple, stride: tuple, requires_grad: bool, hooks: Any, dtype: Global, metadata: Any = None
+    storage: Any, offset: int, size: tuple, stride: tuple, grad: Any, hooks: Any, dtype: Global, flags: Any = None
 ) -> np.ndarray:
     """As `_tensor`, from untyped bytes: for dtypes that never had a storage class."""
-    return _tensor(storage.view(DTYPES[dtype.name.removeprefix("torch.")]), offset, size, stride, metadata=metadata)
+    return _tensor(storage.view(DTYPES[dtype.name.removeprefix("torch.")]), offset, size, stride, flags=flags)
 
 
 def _parameter(data: np.ndarray, requires_grad: bool = True, hooks: Any = None, state: Any = None) -> np.ndarray:
@@ -151,7 +156,7 @@ class _ZipInterpreter(_TorchInterpreter):
         entries = [name for name in archive.namelist() if name == "data.pkl" or name.endswith("/data.pkl")]
         if not entries:
             raise InputError("is a zip archive without data.pkl, so not a PyTorch checkpoint")
-        self.archive, self.raw = archive, raw
+        self.archive, self.raw, self.storages = archive, raw, {}
         self.prefix = min(entries, key=len).removesuffix("data.pkl")
         order = f"{self.prefix}byteorder"
         self.big_endian = order in archive.namelist() and self.member(order).tobytes() == b"big"
@@ -170,13 +175,16 @@ class _ZipInterpreter(_TorchInterpreter):
         return self.raw[start : start + info.file_size]
 
     def storage(self, key: str, dtype: np.dtype, numel: int) -> np.ndarray:
-        return _typed(self.member(f"{self.prefix}data/{key}"), dtype, numel, self.big_endian)
+        entry = key, dtype, numel
+        if entry not in self.storages:
+            self.storages[entry] = _typed(self.member(f"{self.prefix}data/{key}"), dtype, numel, self.big_endian)
+        return self.storages[entry]
 
 
 class _LegacyInterpreter(_TorchInterpreter):
     """In a stream file the storages come after the pickle that refers to them, and only that pickle knows their dtypes."""
 
-    def __init__(self, file: BinaryIO, raw: np.ndarray):
+    def __init__(self, file: io.BufferedIOBase, raw: np.ndarray):
         super().__init__(file)
         self.raw, self.dtypes, self.storages = raw, {}, {}
 

@@ -8,6 +8,7 @@ import numpy as np
 # ACGTN in both cases; every other byte stays, ambiguity letters included, as in the reference.
 COMPLEMENT = np.arange(256, dtype=np.uint8)
 COMPLEMENT[np.frombuffer(b"ACGTacgt", np.uint8)] = np.frombuffer(b"TGCAtgca", np.uint8)
+_COMPLEMENT_TABLE = COMPLEMENT.tobytes()
 
 
 def reverse_complement(bases: np.ndarray, flags: np.ndarray | None = None) -> np.ndarray:
@@ -21,8 +22,9 @@ def reverse_complement(bases: np.ndarray, flags: np.ndarray | None = None) -> np
         uint8, a new array of the same shape.
     """
     if flags is None:
-        turned = np.ascontiguousarray(bases[..., ::-1])
-        return np.frombuffer(bytearray(turned.tobytes().translate(COMPLEMENT.tobytes())), np.uint8).reshape(bases.shape)
+        # bytes.translate beats indexing a table, which widens every index to eight bytes.
+        turned = bytearray(bases[..., ::-1].tobytes().translate(_COMPLEMENT_TABLE))
+        return np.frombuffer(turned, np.uint8).reshape(bases.shape)
     out = bases.copy()
     out[flags] = reverse_complement(bases[flags])
     return out
@@ -30,7 +32,7 @@ def reverse_complement(bases: np.ndarray, flags: np.ndarray | None = None) -> np
 
 def reverse_complement_text(sequence: bytes) -> bytes:
     """The reverse complement of one byte string; same letters as `reverse_complement`."""
-    return sequence[::-1].translate(COMPLEMENT.tobytes())
+    return sequence[::-1].translate(_COMPLEMENT_TABLE)
 
 
 def next_token_rows(ids: np.ndarray, *, sep_id: int = 1, pad_id: int = 4, n_id: int | None = 11) -> tuple[np.ndarray, np.ndarray]:
@@ -45,13 +47,11 @@ def next_token_rows(ids: np.ndarray, *, sep_id: int = 1, pad_id: int = 4, n_id: 
     Returns:
         int32 (B, L) inputs and int32 (B, L) targets; positions whose target is `pad_id` are to be ignored.
     """
-    data = ids.astype(np.int32)
-    if n_id is not None:
-        data[data == n_id] = pad_id
-    target = np.empty_like(data)
-    target[:, :-1] = data[:, 1:]
+    ids = _without_n(ids, n_id, pad_id)
+    target = np.empty(ids.shape, np.int32)
+    target[:, :-1] = ids[:, 1:]
     target[:, -1] = sep_id
-    return data, target
+    return ids.astype(np.int32), target
 
 
 def mlm_rows(
@@ -79,19 +79,20 @@ def mlm_rows(
         int32 (B, L) inputs and int32 (B, L) targets; positions whose target is `pad_id` are to be ignored.
     """
     masked, randomised, selected = (round(probability * share * 2**32) for share in (0.8, 0.9, 1.0))
-    original = ids.astype(np.int32)
-    if n_id is not None:
-        original[original == n_id] = pad_id
-    flat_words, flat_ids = words.reshape(-1), original.reshape(-1)
-    # Work on the few selected positions only.
-    at = np.flatnonzero(flat_words <= np.uint32(selected - 1)) if selected else np.zeros(0, np.int64)
-    drawn = flat_words[at].astype(np.int64)
-    target = np.full(flat_ids.shape, pad_id, np.int32)
-    target[at] = flat_ids[at]
-    random_ids = (drawn - masked) * vocab_size // max(randomised - masked, 1)
-    data = flat_ids.copy()
-    data[at] = np.where(drawn < masked, mask_id, np.where(drawn < randomised, random_ids, flat_ids[at]))
-    return data.reshape(ids.shape), target.reshape(ids.shape)
+    # Stay in the dtype of `ids` (uint8 in the pipelines) and touch the few selected positions only: several times faster.
+    original = _without_n(ids, n_id, pad_id).reshape(-1)
+    at = np.flatnonzero(words.reshape(-1) <= np.uint32(selected - 1)) if selected else np.zeros(0, np.int64)
+    drawn, kept = words.reshape(-1)[at], original[at]
+    replaced = np.where(drawn < masked, original.dtype.type(mask_id), kept)
+    at_random = np.flatnonzero((drawn >= masked) & (drawn < randomised))
+    replaced[at_random] = (drawn[at_random].astype(np.int64) - masked) * vocab_size // max(randomised - masked, 1)
+    data, target = original.copy(), np.full(original.shape, pad_id, original.dtype)
+    data[at], target[at] = replaced, kept
+    return data.astype(np.int32).reshape(ids.shape), target.astype(np.int32).reshape(ids.shape)
+
+
+def _without_n(ids: np.ndarray, n_id: int | None, pad_id: int) -> np.ndarray:
+    return ids if n_id is None else np.where(ids == n_id, ids.dtype.type(pad_id), ids)
 
 
 def conjoin(ids: np.ndarray, turned: np.ndarray) -> np.ndarray:

@@ -29,8 +29,9 @@ def parse_fasta(path: str, write: Callable[[bytes], object]) -> dict[str, int]:
         InputError: see `jaxgen.data.genome.Genome.open`.
     """
     contigs: dict[str, int] = {}
-    name, line, header = None, 1, b""
-    in_header = at_line_start = False
+    name: str | None = None
+    line, header = 1, b""
+    in_header, at_line_start = False, True
     for chunk in _chunks(path):
         position = 0
         while position < len(chunk):
@@ -42,7 +43,7 @@ def parse_fasta(path: str, write: Callable[[bytes], object]) -> dict[str, int]:
                 name, in_header = _contig(path, line, header, name, contigs), False
                 position, line, at_line_start = end + 1, line + 1, True
                 continue
-            if (at_line_start or (name is None and line == 1 and position == 0)) and chunk[position] == 0x3E:
+            if at_line_start and chunk[position] == ord(">"):
                 in_header, header, position = True, b"", position + 1
                 continue
             end = chunk.find(b"\n>", position)
@@ -50,7 +51,7 @@ def parse_fasta(path: str, write: Callable[[bytes], object]) -> dict[str, int]:
             bases = block.translate(None, b"\r\n")
             if bases:
                 if name is None or bases.translate(None, _LEGAL):
-                    _fail(path, line, block, name)
+                    raise _mistake(path, line, block, name)
                 contigs[name] += len(bases)
                 write(bases)
             line += block.count(b"\n")
@@ -77,18 +78,17 @@ def _contig(path: str, line: int, header: bytes, previous: str | None, contigs: 
     return words[0]
 
 
-def _fail(path: str, line: int, block: bytes, name: str | None) -> None:
-    """Names the line of the first mistake in `block`, which begins on `line`."""
-    for i, text in enumerate(block.split(b"\n")):
+def _mistake(path: str, line: int, block: bytes, name: str | None) -> InputError:
+    """The error that names the line of the first mistake in `block`, which begins on `line`."""
+    for number, text in enumerate(block.split(b"\n"), line):
         text = text.rstrip(b"\r")
+        illegal = text.translate(None, _LEGAL)
         if name is None and text:
-            what = "sequence before the first header line" if not text.translate(None, _LEGAL) else "not a FASTA file (no '>' header line)"
-            raise InputError(f"{path}:{line + i}: {what}")
-        if illegal := text.translate(None, _LEGAL):
-            raise InputError(
-                f"{path}:{line + i}: {chr(illegal[0])!r} is not a nucleotide letter (contig {name!r}); the file may be corrupt"
-            )
-    raise AssertionError("unreachable: the caller found a mistake in this block")
+            what = "not a FASTA file (no '>' header line)" if illegal else "sequence before the first header line"
+            return InputError(f"{path}:{number}: {what}")
+        if illegal:
+            return InputError(f"{path}:{number}: {chr(illegal[0])!r} is not a nucleotide letter (contig {name!r}); corrupt file?")
+    raise AssertionError("the caller found a mistake in this block")
 
 
 def _chunks(path: str) -> Iterator[bytes]:

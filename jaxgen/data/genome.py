@@ -4,8 +4,8 @@ Store file, built once per FASTA: the bases of all contigs one after the other, 
 length as 8 little-endian bytes, and 8 bytes of magic. A base is the ASCII letter of the FASTA as written, so bit 0x20 of every
 byte IS the soft mask (lower case = repeat-masked) and `base & 0xDF` is the upper-case letter.
 
-The index (contig lengths) comes out of the same pass that writes the bases; it is about ten times faster than pyfaidx's indexing,
-which also refuses plain gzip. A `.fai` next to the FASTA is checked against it.
+The contig lengths come out of the same pass that writes the bases, for plain gzip too (which pyfaidx refuses). A `.fai` next to the
+FASTA is checked against them; none is written.
 """
 
 import hashlib

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxgen.data.tables import read_text
 from jaxgen.errors import InputError, nearest
@@ -87,7 +88,7 @@ def read_bed(path: str | os.PathLike) -> Bed:
 
 
 def caduceus_windows(
-    contig_lengths: np.ndarray, bed_starts: np.ndarray, max_length: int, shifts: np.ndarray
+    contig_lengths: ArrayLike, bed_starts: ArrayLike, max_length: int, shifts: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Window of each (BED row, shift) in the Caduceus hg38 pipeline. Golden: hg38/intervals.
 
@@ -113,7 +114,7 @@ def caduceus_windows(
 
 
 def hyenadna_windows(
-    contig_lengths: np.ndarray, bed_starts: np.ndarray, bed_ends: np.ndarray, max_length: int
+    contig_lengths: ArrayLike, bed_starts: ArrayLike, bed_ends: ArrayLike, max_length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Window of each BED row in the original HyenaDNA pipeline.
 
@@ -176,12 +177,11 @@ class CaduceusWindows:
         rows = bed.take_split(split)
         self.max_length, self.starts = max_length, rows.starts
         self.contig_ids, self.contig_lengths = _contig_rows(rows, contigs)
-        invalid = caduceus_windows(self.contig_lengths, self.starts, max_length, np.int64(0))[2]
+        invalid = caduceus_windows(self.contig_lengths, self.starts, max_length, 0)[2]
         if invalid.any():
             i = int(np.flatnonzero(invalid)[0])
-            raise InputError(
-                f"{bed.path}:{rows.lines[i]}: contig {rows.contigs[i]!r} ({self.contig_lengths[i]} bases) is shorter than max_length={max_length}"
-            )
+            short = f"contig {rows.contigs[i]!r} ({self.contig_lengths[i]} bases)"
+            raise InputError(f"{bed.path}:{rows.lines[i]}: {short} is shorter than max_length={max_length}")
         self.shifts = MAX_WINDOW // max_length
 
     def __len__(self) -> int:

@@ -195,8 +195,9 @@ class GenomeWindows:
         for value, choices, field in ((objective, OBJECTIVES, "objective"), (layout, LAYOUTS, "layout")):
             if value not in choices:
                 raise InputError(f"unknown {field} {value!r}{nearest(value, choices)}")
-        if tokenizer.lookup is None or tokenizer.complement is None or tokenizer.vocab_size > 256:
-            raise InputError(f"genome windows need a tokenizer with one id per base; {tokenizer.name!r} has not")
+        if tokenizer.lookup is None or tokenizer.sep_id is None or tokenizer.mask_id is None or tokenizer.vocab_size > 256:
+            raise InputError(f"genome windows need a tokenizer with one id per base, [SEP] and [MASK]; {tokenizer.name!r} has not")
+        self.sep_id, self.mask_id = tokenizer.sep_id, tokenizer.mask_id
         if layout == "hyenadna" and objective != "ntp":
             raise InputError("layout 'hyenadna' is for next-token prediction; use objective 'ntp'")
         if not 0.0 <= mlm_probability <= 1.0:
@@ -225,7 +226,9 @@ class GenomeWindows:
         excess = np.maximum(ends - starts - width, 0)
         starts, ends = starts + np.where(turn, excess, 0), ends - np.where(turn, 0, excess)
         rows = self.genome.gather(contigs, starts, width, ends=ends, left_pad=True)
-        for row in np.flatnonzero(turn):
+        full = turn & (ends - starts == width)
+        rows[full] = reverse_complement(rows[full])
+        for row in np.flatnonzero(turn & ~full):  # short windows keep their padding on the left
             filled = width - int(ends[row] - starts[row])
             rows[row, filled:] = reverse_complement(rows[row, filled:])
         return rows
@@ -237,18 +240,18 @@ class GenomeWindows:
         if self.layout == "hyenadna":
             tokens, targets = self._hyenadna_rows(ids, rows)
         elif self.objective == "ntp":
-            tokens, targets = next_token_rows(ids, sep_id=tokenizer.sep_id, pad_id=tokenizer.pad_id, n_id=None)
+            tokens, targets = next_token_rows(ids, sep_id=self.sep_id, pad_id=tokenizer.pad_id, n_id=None)
         else:
             words = random.words32(len(indices), self.max_length, STREAM_MLM)
-            special = {"mask_id": tokenizer.mask_id, "pad_id": tokenizer.pad_id, "vocab_size": tokenizer.vocab_size}
+            special = {"mask_id": self.mask_id, "pad_id": tokenizer.pad_id, "vocab_size": tokenizer.vocab_size}
             tokens, targets = mlm_rows(ids, words, self.mlm_probability, n_id=None, **special)
         return {"tokens": tokens, "targets": targets}
 
     def _hyenadna_rows(self, ids: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         special, (n, width) = self.tokenizer.special_tokens, ids.shape
-        full = np.full((n, width + special), self.tokenizer.sep_id, np.int32)
+        full = np.full((n, width + special), self.sep_id, np.int32)
         full[:, special - 1 : -1] = ids
-        if special == 2:
+        if special == 2 and self.tokenizer.cls_id is not None:
             full[:, 0] = self.tokenizer.pad_id
             full[np.arange(n), np.count_nonzero(rows == 0, axis=1)] = self.tokenizer.cls_id
         return full[:, :-1].copy(), full[:, 1:].copy()

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxgen.checkpoints.key_table import Row
+from jaxgen.checkpoints.key_table import LINEAR, Row
 from jaxgen.errors import InputError, nearest
 from jaxgen.heads.pooling import pool
 from jaxgen.layers.core import Linear, uniform_fan_in
 
 # Public decoder state dict <-> ours.
-KEY_TABLE = (Row("output_transform.weight", "linear.kernel", (1, 0)), Row("output_transform.bias", "linear.bias"))
+KEY_TABLE = (Row("output_transform.weight", "linear.kernel", LINEAR), Row("output_transform.bias", "linear.bias"))
 DECODER_MODES = ("pool", "last", "first", "sum", "ragged")
 
 

@@ -181,6 +181,7 @@ def train(config: ConfigDict, run: Run) -> int:
         f"{run.title}: {run.spec.family.name}, {n_params:,} trained{f' and {n_frozen:,} frozen' if n_frozen else ''} parameters, "
         f"{steps} steps of {t.batch_size} on {mesh.size} {jax.devices()[0].device_kind}"
     )
+    say(optim.describe_groups(state.params, fields, state.frozen))
     select = t.select or run.select
     eval_every = t.eval_every or (run.steps_per_epoch if t.epochs else max(1, steps // 10))
     flops = run.spec.family.token_flops
@@ -194,6 +195,7 @@ def train(config: ConfigDict, run: Run) -> int:
         select=select,
         larger_is_better=metrics.larger_is_better(select),
         patience=t.patience,
+        learning_rate=schedule,
         flops_per_step=3 * flops(run.spec.config, run.tokens_per_example) * run.tokens_per_example * t.batch_size if flops else None,
         peak_flops=peak_flops(),
     )

@@ -14,6 +14,8 @@ REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
+UNROLL_UP_TO = 4
+
 
 def make_stack(make_block: Callable[[nnx.Rngs], nnx.Module], n_layer: int, rngs: nnx.Rngs) -> nnx.Module:
     """`n_layer` blocks as one module whose variables have a leading layer axis."""
@@ -38,4 +40,6 @@ def scan_stack(stack: nnx.Module, step: Callable[[nnx.Module, Any], tuple[Any, A
     if remat != "none":
         # prevent_cse is for straight-line code; inside a scan it only costs time.
         body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
-    return jax.lax.scan(body, carry, variables)
+    # A few layers are laid out one after another: the loop's copies of saved activations cost more than the compile time they save.
+    n_layer = jax.tree.leaves(variables)[0].shape[0]
+    return jax.lax.scan(body, carry, variables, unroll=n_layer if n_layer <= UNROLL_UP_TO else 1)

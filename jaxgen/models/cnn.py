@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxgen.checkpoints.key_table import Row
+from jaxgen.checkpoints.key_table import CONV, LINEAR, Row, strip_prefix
 from jaxgen.errors import InputError
 from jaxgen.layers.core import BatchNorm, Conv1d, Embedding, Linear, normal, uniform_fan_in
 from jaxgen.layers.output import Output
@@ -90,17 +90,23 @@ def key_table(config: Config) -> tuple[Row, ...]:
     rows = [Row("embeddings.weight", "embedding.table")]
     for i, (conv, norm) in enumerate(((0, 1), (4, 5), (7, 8))):
         rows += [
-            Row(f"cnn_model.{conv}.weight", f"stages.{i}.conv.kernel", (2, 1, 0)),
+            Row(f"cnn_model.{conv}.weight", f"stages.{i}.conv.kernel", CONV),
             Row(f"cnn_model.{conv}.bias", f"stages.{i}.conv.bias"),
             Row(f"cnn_model.{norm}.weight", f"stages.{i}.norm.scale"),
             Row(f"cnn_model.{norm}.bias", f"stages.{i}.norm.bias"),
             Row(f"cnn_model.{norm}.running_mean", f"stages.{i}.norm.mean"),
             Row(f"cnn_model.{norm}.running_var", f"stages.{i}.norm.var"),
-            Row(f"cnn_model.{norm}.num_batches_tracked", None, optional=True),
+            Row(f"cnn_model.{norm}.num_batches_tracked", None),
         ]
     for i, ours in enumerate(("dense", "classifier")):
-        rows += [Row(f"dense_model.{i}.weight", f"{ours}.kernel", (1, 0)), Row(f"dense_model.{i}.bias", f"{ours}.bias")]
+        rows += [Row(f"dense_model.{i}.weight", f"{ours}.kernel", LINEAR), Row(f"dense_model.{i}.bias", f"{ours}.bias")]
     return tuple(rows)
+
+
+def _public_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Names without `model.`; what Lightning keeps beside the model is left out."""
+    inside = {name: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    return strip_prefix(inside or tensors, ("model.",))
 
 
 def _read_config(public: Mapping[str, Any], tensors: Mapping[str, np.ndarray], weights_file: str) -> Config:
@@ -124,7 +130,7 @@ FAMILY = Family(
     read_config=_read_config,
     write_config=lambda config: {"model_type": "genomic_benchmark_cnn"}
     | {name: getattr(config, name) for name in ("number_of_classes", "vocab_size", "embedding_dim", "input_len")},
-    public_names=lambda tensors: {name.removeprefix("model."): tensor for name, tensor in tensors.items()},
+    public_names=_public_names,
     key_table=key_table,
     export_name=lambda name: "model." + name,
     tokenizer=lambda config: ("character", {}),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from jaxgen.checkpoints.key_table import Row
+from jaxgen.checkpoints.key_table import Row, Sizes
 from jaxgen.errors import InputError, nearest
 
 
@@ -27,6 +27,7 @@ class Family:
       write_config: config -> public config.json.
       public_names: raw tensors -> tensors under the names of `key_table`, whatever the layout.
       key_table: config -> rows.
+      table_sizes: config -> how many layers each letter of the table runs over.
       export_name: name of the key table -> name in an exported file.
       head_keys: regular expression of task-head tensors (under `public_names`), kept aside when a backbone is loaded.
       tokenizer: config -> (name, options) for `jaxgen.tokenizers.get`.
@@ -48,6 +49,7 @@ class Family:
     key_table: Callable[[Any], tuple[Row, ...]]
     export_name: Callable[[str], str]
     tokenizer: Callable[[Any], tuple[str, dict[str, Any]]]
+    table_sizes: Callable[[Any], Sizes] = lambda config: {}
     head_keys: str = r"^(head|decoder|score|classifier)\b"
     hub: Mapping[str, str] = dataclasses.field(default_factory=dict)
     inputs: str = "tokens"

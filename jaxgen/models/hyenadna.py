@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxgen.checkpoints.key_table import Row
+from jaxgen.checkpoints.key_table import LINEAR, Row, strip_prefix
 from jaxgen.errors import InputError
 from jaxgen.layers.core import Buffer, CausalDepthwiseConv, Embedding, LayerNorm, Linear, dropout, normal, ones, param
 from jaxgen.layers.output import Output
@@ -240,55 +240,52 @@ class HyenaDNA(nnx.Module):
 
 # Public checkpoints -------------------------------------------------------------------------------------------------------------
 
-_PREFIXES = ("model.backbone.", "hyena.backbone.", "backbone.")
-_LAYER = {"norm1": "norm1", "norm2": "norm2", "mlp.fc1": "fc1", "mlp.fc2": "fc2", "mixer.in_proj": "mixer.in_proj", "mixer.out_proj": "mixer.out_proj"}
+_PREFIXES = ("model.backbone.", "hyena.backbone.", "backbone.", "model.", "hyena.")
 
 
-def public_names(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The three published layouts under one set of names: without prefix, and without the infix of activation checkpointing."""
-
-    def rename(name: str) -> str:
-        for prefix in _PREFIXES:
-            name = name.removeprefix(prefix)
-        name = name.removeprefix("model.") if name.startswith(("model.lm_head", "model.decoder", "model.head")) else name
-        return name.replace(".mixer.layer.", ".mixer.").replace(".mlp.layer.", ".mlp.")
-
-    return {rename(name): tensor for name, tensor in tensors.items()}
+def public_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The published layouts under one set of names: without prefix, and without the infix of activation checkpointing."""
+    if any(name.startswith("model.") for name in tensors):  # Lightning keeps metrics beside the model
+        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(("model.", "decoder."))}
+    stripped = strip_prefix(tensors, _PREFIXES)
+    return {name.replace(".mixer.layer.", ".mixer.").replace(".mlp.layer.", ".mlp."): tensor for name, tensor in stripped.items()}
 
 
 def key_table(config: Config) -> tuple[Row, ...]:
-    """Public names (hub `-hf` layout, without its prefix) <-> ours."""
-    linear, layer, block = (1, 0), "layers.{i}.", "blocks."
+    """Public names (hub `-hf` layout, without its prefix) <-> ours; `{i}` is the layer."""
+    block, mixer, filter_fn = "layers.{i}.", "layers.{i}.mixer.", "layers.{i}.mixer.filter_fn."
     rows = [Row("embeddings.word_embeddings.weight", "embedding.table")]
-    for public, ours in _LAYER.items():
-        if public.startswith("norm"):
-            rows.append(Row(f"{layer}{public}.weight", f"{block}{ours}.scale"))
-        else:
-            rows.append(Row(f"{layer}{public}.weight", f"{block}{ours}.kernel", linear))
-        rows.append(Row(f"{layer}{public}.bias", f"{block}{ours}.bias"))
-    mixer, ours = layer + "mixer.", block + "mixer."
+    for name in ("norm1", "norm2"):
+        rows += [Row(f"{block}{name}.weight", f"blocks.{name}.scale"), Row(f"{block}{name}.bias", f"blocks.{name}.bias")]
+    for public, ours in (("mlp.fc1", "fc1"), ("mlp.fc2", "fc2"), ("mixer.in_proj", "mixer.in_proj"), ("mixer.out_proj", "mixer.out_proj")):
+        rows += [Row(f"{block}{public}.weight", f"blocks.{ours}.kernel", LINEAR), Row(f"{block}{public}.bias", f"blocks.{ours}.bias")]
     rows += [
-        Row(mixer + "short_filter.weight", ours + "short_filter.kernel", (2, 0), squeeze=(1,)),
-        Row(mixer + "short_filter.bias", ours + "short_filter.bias"),
-        Row(mixer + "filter_fn.bias", ours + "filter.bias"),
-        Row(mixer + "filter_fn.pos_emb.z", ours + "filter.z", squeeze=(0,)),
-        Row(mixer + "filter_fn.pos_emb.t", ours + "filter.t", squeeze=(0, 2)),
-        Row(mixer + "filter_fn.modulation.deltas", ours + "filter.deltas", squeeze=(0, 1)),
+        Row(mixer + "short_filter.weight", "blocks.mixer.short_filter.kernel", "c 1 w -> w c"),
+        Row(mixer + "short_filter.bias", "blocks.mixer.short_filter.bias"),
+        Row(filter_fn + "bias", "blocks.mixer.filter.bias"),
+        Row(filter_fn + "pos_emb.z", "blocks.mixer.filter.z", "1 l e -> l e"),
+        Row(filter_fn + "pos_emb.t", "blocks.mixer.filter.t", "1 l 1 -> l"),
+        Row(filter_fn + "modulation.deltas", "blocks.mixer.filter.deltas", "1 1 d -> d"),
     ]
-    m = config.num_inner_mlps + 1
-    for j in range(m):
-        rows.append(Row(f"{mixer}filter_fn.implicit_filter.{2 * j}.weight", f"{ours}filter.layers.{j}.kernel", linear))
-        rows.append(Row(f"{mixer}filter_fn.implicit_filter.{2 * j}.bias", f"{ours}filter.layers.{j}.bias"))
-    # One sine frequency per layer, shared by its activations: some files store it once, some at every position.
-    sines = tuple(f"{mixer}filter_fn.implicit_filter.{2 * j + 1}.freq" for j in range(m))
-    rows.append(Row(sines[0], ours + "filter.freq", squeeze=(0,), also_public=sines[1:]))
-    rows.append(Row(f"{mixer}filter_fn.implicit_filter.{2 * m}.weight", ours + "filter.last.kernel", linear))
+    rows += filter_rows(config.num_inner_mlps, filter_fn, "blocks.mixer.filter.")
     rows += [Row("ln_f.weight", "norm.scale"), Row("ln_f.bias", "norm.bias")]
     if config.tie_embeddings:
-        rows.append(Row("lm_head.weight", None, optional=True))
+        rows.append(Row("lm_head.weight", None))
     else:
-        rows.append(Row("lm_head.weight", "lm_head.kernel", linear, tied_to="embeddings.word_embeddings.weight"))
+        rows.append(Row("lm_head.weight", "lm_head.kernel", LINEAR, tied_to="embeddings.word_embeddings.weight"))
     return tuple(rows)
+
+
+def filter_rows(num_inner_mlps: int, public: str, ours: str) -> list[Row]:
+    """Rows of the implicit filter's MLP. Its sine frequency is one tensor that some files store once and some at every position."""
+    rows, n, mlp = [], num_inner_mlps + 1, public + "implicit_filter."
+    for j in range(n):
+        rows.append(Row(f"{mlp}{2 * j}.weight", f"{ours}layers.{j}.kernel", LINEAR))
+        rows.append(Row(f"{mlp}{2 * j}.bias", f"{ours}layers.{j}.bias"))
+    sines = [f"{mlp}{2 * j + 1}.freq" for j in range(n)]
+    rows.append(Row(sines[0], ours + "freq", "1 f -> f", also_public=tuple(sines[1:])))
+    rows.append(Row(f"{mlp}{2 * n}.weight", ours + "last.kernel", LINEAR))
+    return rows
 
 
 def _read_config(public: Mapping[str, Any], tensors: Mapping[str, np.ndarray], weights_file: str) -> Config:
@@ -380,6 +377,7 @@ FAMILY = Family(
     write_config=_write_config,
     public_names=public_names,
     key_table=key_table,
+    table_sizes=lambda config: {"i": config.n_layer},
     export_name=lambda name: name if name.startswith("lm_head") else "hyena.backbone." + name,
     tokenizer=lambda config: ("character", {}),
     token_flops=_token_flops,

@@ -10,10 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax import nnx
 
 from jaxgen import tokenizers
 from jaxgen.checkpoints import hub, key_table, readers, workdir
+from jaxgen.checkpoints.safetensors_io import write_safetensors
 from jaxgen.errors import InputError
 from jaxgen.layers.variables import named_arrays, with_arrays
 from jaxgen.models.family import Family, override
@@ -58,7 +60,7 @@ def read_weights(path_or_hub_id: str, fields: Mapping[str, Any] | None = None) -
     Raises:
       InputError: nothing readable there, or tensors that do not fit the config (all of them are listed).
     """
-    folder = hub.resolve(path_or_hub_id)
+    folder = epath.Path(path_or_hub_id) if "://" in str(path_or_hub_id) else hub.resolve(path_or_hub_id)
     if workdir.is_workdir(folder):
         run_model = workdir.read_model(folder)
         family = get_family(run_model["family"])
@@ -74,7 +76,8 @@ def read_weights(path_or_hub_id: str, fields: Mapping[str, Any] | None = None) -
     config = override(family.read_config(public, tensors, Path(weights_file).name), fields or {})
     head = {name: tensor for name, tensor in tensors.items() if re.search(family.head_keys, name)}
     body = {name: tensor for name, tensor in tensors.items() if name not in head}
-    arrays = key_table.load(body, family.key_table(config), shapes_of(family, config), where=str(weights_file))
+    rows, sizes = family.key_table(config), family.table_sizes(config)
+    arrays = key_table.load(body, rows, shapes_of(family, config), sizes=sizes, dtype=np.float32, where=str(weights_file))
     return Weights(family, config, arrays, head)
 
 
@@ -104,12 +107,13 @@ def export(model: Pretrained | nnx.Module, directory: str | Path) -> Path:
     config = module.config
     family = family_of(config)
     arrays = {name: np.asarray(jax.device_get(x)) for name, x in named_arrays(nnx.state(module)).items()}
-    tensors = {family.export_name(n): x for n, x in key_table.export(arrays, family.key_table(config)).items()}
+    public = key_table.export(arrays, family.key_table(config), sizes=family.table_sizes(config))
+    tensors = {family.export_name(name): tensor for name, tensor in public.items()}
     if pretrained:
         tensors |= pretrained.head
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    readers.write_safetensors(directory / "model.safetensors", tensors, {"format": "pt"})
+    write_safetensors(directory / "model.safetensors", tensors, {"format": "pt"})
     (directory / "config.json").write_text(json.dumps(family.write_config(config), indent=2) + "\n")
     return directory
 

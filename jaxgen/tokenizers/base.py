@@ -50,6 +50,27 @@ class Tokenizer(ABC):
     def decode(self, ids: np.ndarray) -> str:
         """The text of `ids`; special tokens are written by name, e.g. `[SEP]`."""
 
+    def __call__(
+        self,
+        text: bytes | str,
+        *,
+        add_special_tokens: bool = True,
+        padding: str | bool = False,
+        max_length: int | None = None,
+        truncation: bool = False,
+    ) -> dict[str, np.ndarray]:
+        """One text with the options of a Hugging Face tokenizer: int32 (n,) `input_ids` and `attention_mask`.
+
+        As there, `padding="max_length"` leaves a text without any token empty.
+        """
+        ids = self.encode(text, add_special_tokens=add_special_tokens, max_length=max_length if truncation else None)
+        mask = np.ones_like(ids)
+        missing = (max_length or 0) - len(ids)
+        if padding == "max_length" and len(ids) and missing > 0:
+            width = (missing, 0) if self.padding_side == "left" else (0, missing)
+            ids, mask = np.pad(ids, width, constant_values=self.pad_id), np.pad(mask, width)
+        return {"input_ids": ids, "attention_mask": mask}
+
     def encode_batch(
         self,
         sequences: Sequence[bytes | str],

@@ -52,6 +52,7 @@ class Plan:
     select: str = "loss"
     larger_is_better: bool = False
     patience: int = 0
+    learning_rate: Callable[[int], Any] = lambda step: math.nan
     flops_per_step: float | None = None
     peak_flops: float | None = None
 
@@ -160,7 +161,7 @@ def fit(
         selection = Selection.from_dict(run["selection"])
         stopped_early, before = run["stopped_early"], run["wall_seconds"]
         say(f"resumed from step {resumed}")
-    log.truncate_after(resumed or 0)
+    log.truncate_after(-1 if resumed is None else resumed)
     start = int(state.step)
 
     def save(step: int) -> None:
@@ -201,7 +202,7 @@ def fit(
             )
         progress.update(at, examples=plan.batch_size, tokens=tokens_per_step, loss=values["loss"])
         if at % plan.log_every == 0 or at in (1, plan.steps):
-            log.log(at, "train", values)
+            log.log(at, "train", values | {"learning_rate": float(plan.learning_rate(at - 1))})
 
     with _Termination() as termination, jax.set_mesh(program.mesh):
         compiled = None

@@ -149,7 +149,8 @@ def _over_varying(per_output: Callable[[Array, Array], Array], predictions: Arra
 def _correlation(predictions: Array, targets: Array) -> Array:
     # Centred before squaring, in float64: raw moments cancel when the mean is far from 0.
     constant = (predictions == predictions[:1]).all(0)
-    p, t = predictions - predictions.mean(0), targets - targets.mean(0)
+    p, t = (x - x.mean(0) for x in (predictions, targets))
+    p, t = (x - x.mean(0) for x in (p, t))  # the first mean is rounded, which shows when values differ in their last digits only
     p, t = p / np.where(constant, 1.0, np.abs(p).max(0)), t / np.abs(t).max(0)  # so that tiny values do not underflow
     r = (p * t).sum(0) / np.sqrt(np.where(constant, 1.0, (p * p).sum(0)) * (t * t).sum(0))
     return np.where(constant, 0.0, np.clip(r, -1.0, 1.0))
@@ -193,11 +194,11 @@ _METRICS: dict[str, _Metric] = {
     "mae": _Metric(_mae, "values", larger_is_better=False),
 }
 NAMES = tuple(_METRICS)
-_STREAMED = {"loss": False, "perplexity": False}  # computed by the loop from exact sums, but open to selection
+_STREAMED = {"loss": False, "perplexity": False, "bits_per_token": False}  # computed from exact sums, but open to selection
 
 
 def larger_is_better(name: str) -> bool:
-    """Which way `name` improves: any metric of this module, `loss` or `perplexity`.
+    """Which way `name` improves: any metric of this module, `loss`, `perplexity` or `bits_per_token`.
 
     Raises:
       InputError: no metric has that name.
@@ -229,9 +230,9 @@ def evaluate(names: Iterable[str], predictions: Array, targets: Array, weight: A
     if weight is not None:
         keep = np.asarray(weight).reshape(-1) != 0
         predictions, targets = predictions[keep], targets[keep]
-    views = {metric.kind: None for metric in metrics.values()}
-    for kind in views:
-        views[kind] = _values(predictions, targets) if kind == "values" else _logits(predictions, targets)
+    views: dict[str, tuple[Array, ...]] = {
+        kind: (_values if kind == "values" else _logits)(predictions, targets) for kind in {metric.kind for metric in metrics.values()}
+    }
     for name, metric in metrics.items():
         if metric.binary and predictions.shape[1] != 2:
             raise InputError(f"{name} is for 2 classes, not {predictions.shape[1]}; use {name.replace('binary', 'macro')}")

@@ -8,7 +8,7 @@ Frozen parameters are kept out of differentiation and of the optimiser altogethe
 two, `jax.grad` is taken with respect to the trainable half, and the optimiser never sees the other one. Nothing is masked,
 so there is no gradient and no moment to pay for, and no decay or rounding can move a frozen weight:
 
-    trainable, frozen = split_trainable(params, (r"^backbone\.",))
+    trainable, frozen = split_trainable(params, ["^backbone"])
     grads = jax.grad(lambda t: loss(nnx.merge(graphdef, t, frozen)))(trainable)
 
 The optimiser's state holds trees shaped like the trainable parameters, made of the same `nnx.Param`s with the same metadata
@@ -91,7 +91,10 @@ def _variables(params: Any) -> Iterator[tuple[str, Any]]:
 def _must_match(patterns: Iterable[str], paths: Iterable[str], field: str) -> None:
     for pattern in patterns:
         if not any(match([pattern], path) for path in paths):
-            raise InputError(f"{field}: pattern {pattern!r} matches no parameter{nearest(pattern, paths)}")
+            hint = nearest(pattern, paths)
+            if len(hint) > 200:  # nothing is near: a few of many names show what paths look like
+                hint = f"; paths look like {', '.join(list(paths)[:3])}"
+            raise InputError(f"{field}: pattern {pattern!r} matches no parameter{hint}")
 
 
 def _scale(text: str) -> tuple[str, float]:
@@ -160,7 +163,7 @@ def make_optimizer(config: OptimizerConfig, params: nnx.State, schedule: optax.S
 def _decay_and_scale(groups: Mapping[str, Group]) -> optax.GradientTransformation:
     """updates -> lr_scale * (updates + weight_decay * params), each parameter with the numbers of its group."""
 
-    def update(updates: Any, state: optax.OptState, params: Any) -> tuple[Any, optax.OptState]:
+    def update(updates: Any, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
         def leaf(path: Path, u: jax.Array, p: jax.Array) -> jax.Array:
             group = groups[path_string(path)]
             u = u + group.weight_decay * p.astype(u.dtype) if group.weight_decay else u
@@ -175,7 +178,7 @@ def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransforma
     """Moments, norms and arithmetic in float32 whatever the dtype of parameters and gradients; updates in the parameters' dtype."""
     cast = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)  # noqa: E731
 
-    def update(updates: Any, state: optax.OptState, params: Any) -> tuple[Any, optax.OptState]:
+    def update(updates: Any, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
         updates, state = inner.update(cast(updates), state, params)
         return jax.tree.map(lambda u, p: u.astype(p.dtype), updates, params), state
 

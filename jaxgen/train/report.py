@@ -71,7 +71,7 @@ def _split_figures(
     notes: list[str],
 ) -> Iterator[tuple[str, Any]]:
     title = f"{split}, SIMULATED DATA" if simulated else split
-    finite = np.isfinite(values.astype(np.float64)).all(axis=tuple(range(1, values.ndim)))
+    finite = np.asarray(np.isfinite(values.astype(np.float64)).all(axis=tuple(range(1, values.ndim))))
     if not finite.all():
         notes.append(f"{split}: {(~finite).sum():,} of {len(finite):,} predictions are not finite, so its figures are left out.")
     elif not len(values):

@@ -99,7 +99,7 @@ def test_mcc_of_constant_inputs(predicted, labels, expected):
 def test_regression_agrees_with_scipy_and_scikit_learn(n, outputs, offset, seed):
     rng = np.random.default_rng(seed)
     targets = rng.normal(size=(n, outputs)).round(1) + offset
-    predictions = targets + rng.normal(size=(n, outputs)).round(1)
+    predictions = (targets + rng.normal(size=(n, outputs))).round(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pearson = [stats.pearsonr(predictions[:, k], targets[:, k])[0] for k in range(outputs)]
@@ -121,6 +121,8 @@ def test_outputs_without_variance():
     assert metrics.evaluate(["pearson", "spearman"], np.ones(6), x) == {"pearson": 0.0, "spearman": 0.0}
     assert np.isnan(metrics.evaluate(["pearson"], x, np.ones(6))["pearson"])
     assert metrics.evaluate(["pearson"], x * 1e-200, x)["pearson"] == pytest.approx(1.0)
+    last_digit = np.array([0.1 + 0.2, 0.3])
+    assert metrics.evaluate(["pearson"], last_digit, np.arange(2.0))["pearson"] == pytest.approx(-1.0)
 
 
 def test_padding_rows_do_not_count():
@@ -161,6 +163,6 @@ def test_wrong_use_names_the_remedy(call, words):
 
 
 def test_direction_of_improvement():
-    assert {name for name in (*metrics.NAMES, "loss", "perplexity") if not metrics.larger_is_better(name)} == {
-        *("cross_entropy", "rmse", "mae", "loss", "perplexity")
+    assert {name for name in (*metrics.NAMES, "loss", "perplexity", "bits_per_token") if not metrics.larger_is_better(name)} == {
+        *("cross_entropy", "rmse", "mae", "loss", "perplexity", "bits_per_token")
     }

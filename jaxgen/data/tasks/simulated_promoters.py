@@ -59,7 +59,7 @@ def load(
         name="simulated_promoters",
         splits=splits,
         target=Target.classification(("simulated background or decoy", "simulated promoter")),
-        description=f"Simulated: {length}-base sequences with core promoter motifs at correct (class 1) or wrong spacing, or none (class 0).",
+        description=f"Simulated {length}-base sequences with promoter motifs at correct (class 1) or wrong spacing, or none (class 0).",
         simulated=True,
         attainable=attainable,
         notes=("simulated sequences, not from any organism",),

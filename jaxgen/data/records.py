@@ -1,0 +1,163 @@
+"""Tasks as TFDS data sets in ArrayRecord files, written and read without TensorFlow.
+
+`to_array_record(task, folder)` writes `folder/jaxgen_task/1.0.0/`, a TFDS data set that any TFDS reader opens;
+`from_array_record(folder)` gives the task back with random access to its records.
+"""
+
+import functools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxgen.data.sequences import Sequences
+from jaxgen.data.tasks.base import Examples, Target, Task
+from jaxgen.errors import InputError
+
+_NAME, _VERSION = "jaxgen_task", "1.0.0"
+
+
+@functools.cache
+def _builder_class() -> type:
+    """The TFDS builder; defined when first needed, because importing tensorflow_datasets takes a second."""
+    import tensorflow_datasets as tfds
+
+    class JaxgenTask(tfds.core.GeneratorBasedBuilder):
+        """Sequences and targets of a jaxgen task."""
+
+        VERSION = tfds.core.Version(_VERSION)
+
+        def __init__(self, *, task: Task, **options: Any):
+            self._task = task
+            super().__init__(**options)
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            task = self._task
+            if task.target.kind == "classification":
+                target = tfds.features.ClassLabel(num_classes=task.target.outputs)
+            else:
+                target = tfds.features.Tensor(shape=(task.target.outputs,), dtype=np.float32)
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=task.description or task.name,
+                features=tfds.features.FeaturesDict({"sequence": tfds.features.Text(), "target": target}),
+                metadata=tfds.core.MetadataDict(_metadata(task)),
+                disable_shuffling=True,  # records keep the order of the task
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            return {name: self._generate_examples(name) for name in self._task.splits}
+
+        def _generate_examples(self, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+            examples = self._task.splits[name]
+            for i, sequence in enumerate(examples.sequences):
+                target = examples.targets[i]
+                yield i, {"sequence": sequence, "target": int(target) if target.ndim == 0 else target}
+
+    return JaxgenTask
+
+
+def _metadata(task: Task) -> dict[str, Any]:
+    target = task.target
+    return {
+        "name": task.name,
+        "description": task.description,
+        "simulated": task.simulated,
+        "attainable": dict(task.attainable) if task.attainable else None,
+        "notes": list(task.notes),
+        "kind": target.kind,
+        "names": list(target.names),
+        "metrics": list(target.metrics),
+        "select": target.select,
+    }
+
+
+def to_array_record(task: Task, directory: str | os.PathLike) -> Path:
+    """Writes all splits of `task`; the folder appears only when complete.
+
+    Returns:
+        The folder of the data set, `directory/jaxgen_task/1.0.0`.
+
+    Raises:
+        InputError: `directory` already holds records.
+    """
+    folder = Path(directory) / _NAME / _VERSION
+    if folder.exists():
+        raise InputError(f"{folder}: already holds records; remove it or choose another folder")
+    # Paths are absolute, since TFDS resolves relative ones differently when writing and when renaming.
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    builder = _builder_class()(task=task, data_dir=os.path.abspath(directory), file_format="array_record")
+    builder.download_and_prepare()
+    return folder
+
+
+class RecordExamples:
+    """One split in ArrayRecord files: like `Examples`, read at random when asked for.
+
+    `examples[i]` reads one record. `sequences` and `targets` read the whole split once, so a `TableSource` can use it as it is.
+    """
+
+    def __init__(self, source: Any, kind: str):
+        self._source, self._kind = source, kind
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self._source[range(len(self))[index]]
+        return {"sequence": record["sequence"], "target": np.asarray(record["target"], self._dtype)}
+
+    @property
+    def _dtype(self) -> Any:
+        return np.int32 if self._kind == "classification" else np.float32
+
+    @functools.cached_property
+    def in_memory(self) -> Examples:
+        """The split as columns."""
+        records = self._source.__getitems__(range(len(self))) if len(self) else []
+        sequences = Sequences.from_list(record["sequence"] for record in records)
+        return Examples(sequences, np.array([record["target"] for record in records], self._dtype))
+
+    @property
+    def sequences(self) -> Sequences:
+        """All sequences."""
+        return self.in_memory.sequences
+
+    @property
+    def targets(self) -> np.ndarray:
+        """All targets."""
+        return self.in_memory.targets
+
+
+def from_array_record(directory: str | os.PathLike) -> Task:
+    """The task that `to_array_record` wrote under `directory`; its splits are `RecordExamples`.
+
+    Raises:
+        InputError: no records there, or records that jaxgen did not write.
+    """
+    folder = Path(directory) / _NAME / _VERSION
+    if not folder.is_dir():
+        raise InputError(f"{directory}: no records ({_NAME}/{_VERSION} is missing); write them with to_array_record")
+    import tensorflow_datasets as tfds
+
+    try:
+        meta = json.loads((folder / "metadata.json").read_text())
+        target = Target(meta["kind"], len(meta["names"]), tuple(meta["names"]), tuple(meta["metrics"]), meta["select"])
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder}: damaged records: metadata.json cannot be used ({error})") from None
+    builder = tfds.builder_from_directory(os.path.abspath(folder))
+    splits = {name: RecordExamples(builder.as_data_source(name), target.kind) for name in builder.info.splits}
+    return Task(
+        name=meta["name"],
+        splits=splits,  # type: ignore[arg-type]
+        target=target,
+        description=meta["description"],
+        simulated=meta["simulated"],
+        attainable=meta["attainable"],
+        notes=tuple(meta["notes"]),
+    )

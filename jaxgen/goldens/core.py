@@ -1,0 +1,158 @@
+"""Cases, families and comparison.
+
+A case is a folder `family/case/` with `meta.json` (family, tolerances), `io.npz` (inputs and expected outputs) and, where they apply,
+`config.json` and weights. A family is one function here: case -> everything it expects, recomputed.
+"""
+
+import dataclasses
+import functools
+import importlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxgen.errors import InputError, nearest
+
+# Family -> module of this package. A golden family of a new architecture is one function and one line here.
+FAMILIES = {
+    "genomic_benchmark_cnn": "models",
+    "hyena_filter": "models",
+    "hyenadna": "models",
+    "sequence_decoder": "models",
+    "hg38": "data",
+    "splits": "data",
+    "tokenizers": "data",
+    "lr_schedule": "training",
+    "metrics": "training",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One fixture, read from its folder."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.path.parent.name}/{self.path.name}"
+
+    @functools.cached_property
+    def meta(self) -> dict[str, Any]:
+        return _json(self.path / "meta.json")
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        file = self.path / "config.json"
+        return _json(file) if file.exists() else {}
+
+    @functools.cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        try:
+            with np.load(self.path / "io.npz") as stored:
+                return dict(stored)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.path}/io.npz: cannot be read ({error})") from error
+
+    @property
+    def family(self) -> str:
+        return self.meta.get("family", self.path.parent.name)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error}); a golden case has meta.json and io.npz") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """The comparison of one array."""
+
+    name: str
+    error: float
+    atol: float
+    rtol: float
+    ok: bool
+    note: str = ""
+
+    def __str__(self) -> str:
+        verdict = "ok" if self.ok else "FAIL"
+        return f"{self.name:44s} max abs error {self.error:10.3e}  atol {self.atol:g} rtol {self.rtol:g}  {verdict}{'  ' + self.note if self.note else ''}"
+
+
+Compute = Callable[[Case], Mapping[str, np.ndarray]]
+_COMPUTE: dict[str, tuple[Compute, frozenset[str]]] = {}
+
+
+def golden(family: str, inputs: tuple[str, ...] = ()) -> Callable[[Compute], Compute]:
+    """Registers the function of a family; `inputs` are the arrays of io.npz that are given, not expected."""
+
+    def register(compute: Compute) -> Compute:
+        _COMPUTE[family] = (compute, frozenset(inputs))
+        return compute
+
+    return register
+
+
+def check(case: Case) -> list[Line]:
+    """Recompute a case and compare every expected array at the case's own tolerance; one that nobody computes fails.
+
+    Raises:
+      InputError: no such family, or files of the case that cannot be read.
+    """
+    if case.family not in FAMILIES:
+        raise InputError(f"{case.path}: golden family {case.family!r} is not covered by this version{nearest(case.family, FAMILIES)}")
+    importlib.import_module(f"jaxgen.goldens.{FAMILIES[case.family]}")
+    compute, inputs = _COMPUTE[case.family]
+    atol, rtol = float(case.meta["atol"]), float(case.meta["rtol"])
+    computed = dict(compute(case))
+    lines = []
+    for name, expected in case.arrays.items():
+        if name in inputs:
+            continue
+        if name not in computed:
+            lines.append(Line(f"{case.name}/{name}", float("nan"), atol, rtol, False, "nothing computes this array"))
+            continue
+        lines.append(compare(f"{case.name}/{name}", np.asarray(computed.pop(name)), expected, atol, rtol))
+    # What is checked beyond the arrays (structure, round trips) comes as booleans.
+    lines += [Line(f"{case.name}/{name}", 0.0 if np.all(ok) else 1.0, 0.0, 0.0, bool(np.all(ok))) for name, ok in computed.items()]
+    return lines
+
+
+def compare(name: str, ours: np.ndarray, expected: np.ndarray, atol: float, rtol: float) -> Line:
+    """|ours - expected| <= atol + rtol |expected| everywhere; NaN equals NaN."""
+    if ours.shape != expected.shape:
+        return Line(name, float("nan"), atol, rtol, False, f"shape {ours.shape}, expected {expected.shape}")
+    if expected.dtype.kind in "USO" or ours.dtype.kind in "USO":
+        same = bool(np.array_equal(ours, expected))
+        return Line(name, 0.0 if same else float("inf"), atol, rtol, same)
+    a, b = ours.astype(np.float64), expected.astype(np.float64)
+    error = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
+    ok = bool(np.all(error <= atol + rtol * np.abs(b)))
+    return Line(name, float(error.max(initial=0.0)), atol, rtol, ok)
+
+
+def find_cases(roots: list[Path] | None = None) -> Iterator[Case]:
+    """Every case of the covered families under the roots ($JAXGEN_GOLDENS, or the folders given), each once."""
+    if roots is None:
+        roots = [Path(root) for root in os.environ.get("JAXGEN_GOLDENS", "").split(":") if root]
+    seen = set()
+    for root in roots:
+        for family in FAMILIES:
+            for meta in sorted(root.glob(f"{family}/*/meta.json")):
+                case = Case(meta.parent)
+                key = (case.name, (meta.parent / "io.npz").read_bytes())  # a root may hold copies of another's cases
+                if key not in seen and covered(case):
+                    seen.add(key)
+                    yield case
+
+
+def covered(case: Case) -> bool:
+    """Whether this version claims the case: of tokenizers, the character ones."""
+    return case.family != "tokenizers" or "caduceus" in case.config
