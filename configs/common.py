@@ -39,7 +39,8 @@ def get_config(variant: str = "") -> ConfigDict:
     c.data.split_seed = -1  # seed of splits that the data does not bring; -1 = seed
     c.data.max_length = 0  # tokens per example; 0 = longest training sequence, rounded up to a multiple of 8
     c.data.rc_aug = False  # reverse-complement training examples with probability 1/2
-    c.data.conjoin = False  # feed both strands and average their predictions
+    c.data.conjoin_train = False  # train on both strands of every example, predictions averaged
+    c.data.conjoin_eval = False  # average the predictions of both strands in validation and test
     c.data.fasta = ""  # pre-training: FASTA, plain or gzipped or bgzipped
     c.data.bed = ""  # pre-training: BED with a split column; empty = hold out the last share of every contig
     c.data.holdout = 0.1  # pre-training without BED: share of every contig held out for validation and test

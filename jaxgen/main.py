@@ -113,7 +113,7 @@ def entry(argv: Sequence[str] | None = None) -> None:
     try:
         code = main(sys.argv[1:] if argv is None else argv)
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         code = 130

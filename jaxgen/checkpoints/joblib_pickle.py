@@ -82,4 +82,6 @@ def read_joblib(path: str | os.PathLike) -> Any:
       InputError: the file is damaged, or names anything that would have to be run.
     """
     with located(path), _open(Path(path)) as file:
-        return _JoblibInterpreter(file).load()
+        tree = _JoblibInterpreter(file).load()
+        file.read(1)  # a compressed file checks its sum at its end
+        return tree

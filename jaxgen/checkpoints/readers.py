@@ -48,7 +48,7 @@ WEIGHT_FILES = (
 )
 CONFIG_FILES = ("config.json", "model_config.json", "hyperparams.json")
 _STATE_DICTS = ("state_dict", "model_state_dict")
-_MAX_DEPTH, _MAX_LEAVES = 64, 2_000_000  # far beyond any model; a tree that holds itself ends here
+_MAX_DEPTH, _MAX_LEAVES = 64, 500_000  # far beyond any model; a tree that holds itself ends here
 
 
 def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:

@@ -126,6 +126,8 @@ def _reconstruct(kind: Global, shape: tuple, code: bytes) -> np.ndarray:
 def rebuilt_array(array: np.ndarray, state: tuple) -> np.ndarray:
     """`array` with its pickled state; in place, because the pickle's memo may already hold it."""
     _, shape, kind, fortran, data = state
+    if not array.flags.owndata:  # a tensor, or built before
+        raise ValueError("sets the state of an array that has one")
     if not isinstance(kind, DType) or not isinstance(data, bytes | str):
         raise InputError("holds an array of Python objects; only numbers and text can be read")
     array.__setstate__((1, sizes(shape), kind.dtype, bool(fortran), _raw(data)))  # pyright: ignore[reportArgumentType]
@@ -175,7 +177,7 @@ BUILDERS: Mapping[str, Callable] = MappingProxyType(
 
 def refusal(name: str) -> str:
     return (
-        f"names {name!r}, which is neither a tensor nor a plain value, so it was not loaded and nothing in it ran; "
+        f"names {name[:100]!r}, which is neither a tensor nor a plain value, so it was not loaded and nothing in it ran; "
         "ask for a plain state dict or safetensors"
     )
 

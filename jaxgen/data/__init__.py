@@ -1,1 +1,1 @@
-"""Sequences, genomes, tasks and batches: numpy, grain and pyfaidx only; no model code."""
+"""Sequences, genomes, tasks and batches: numpy and grain, and tensorflow_datasets for records alone; no model code."""

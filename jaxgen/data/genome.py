@@ -12,7 +12,7 @@ import hashlib
 import json
 import mmap
 import os
-import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -194,13 +194,12 @@ def _read_trailer(file: Any) -> tuple[dict[str, Any], int]:
 
 
 def _build(path: str, store: Path, stamp: dict[str, Any]) -> None:
-    handle, temporary = tempfile.mkstemp(dir=store.parent, prefix=f".{store.name}.")
+    temporary = store.with_name(f".{store.name}.{uuid.uuid4().hex}")  # processes that build at the same time do not meet
     try:
-        with open(handle, "wb", buffering=0) as out:
+        with open(temporary, "wb", buffering=0) as out:
             contigs = parse_fasta(path, out.write)
             trailer = json.dumps({"stamp": stamp, "contigs": list(contigs.items())}).encode()
             out.write(trailer + len(trailer).to_bytes(8, "little") + _MAGIC)
         os.replace(temporary, store)
     finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)

@@ -151,7 +151,7 @@ def from_array_record(directory: str | os.PathLike) -> Task:
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder}: damaged records: metadata.json cannot be used ({error})") from None
     builder = tfds.builder_from_directory(os.path.abspath(folder))
-    splits = {name: RecordExamples(builder.as_data_source(name), target.kind) for name in builder.info.splits}
+    splits = {name: RecordExamples(source, target.kind) for name, source in builder.as_data_source().items()}
     return Task(
         name=meta["name"],
         splits=splits,  # type: ignore[arg-type]

@@ -29,21 +29,28 @@ class SequencePredictor(nnx.Module):
         self.backbone, self.head, self.masked = backbone, head, masked
 
     def __call__(self, batch: Batch, *, train: bool, key: jax.Array | None = None) -> jax.Array:
-        tokens, mask = batch["tokens"], batch["mask"] if self.masked else None
-        if tokens.ndim == 2:
-            return self.head(self.backbone(tokens, mask=mask, train=train, key=key).hidden, mask)
-        # Both strands go through the backbone as one batch of twice the size.
-        both = jnp.concatenate([tokens[..., 0], tokens[..., 1]])
-        both_mask = None if mask is None else jnp.concatenate([mask, mask])  # padding lies on the same side of both
-        hidden = self.backbone(both, mask=both_mask, train=train, key=key).hidden
-        return self.head(jnp.stack(jnp.split(hidden, 2), axis=-1), mask)
+        mask = batch["mask"] if self.masked else None
+        tokens, rows_mask = _rows(batch["tokens"], mask)
+        hidden = self.backbone(tokens, mask=rows_mask, train=train, key=key).hidden
+        if batch["tokens"].ndim == 3:
+            hidden = jnp.stack(jnp.split(hidden, 2), axis=-1)
+        return self.head(hidden, mask)
 
 
 class DirectPredictor(nnx.Module):
-    """A model that ends in its own classifier."""
+    """A model that ends in its own classifier; two strands give the mean of their logits."""
 
     def __init__(self, backbone: nnx.Module):
         self.backbone = backbone
 
     def __call__(self, batch: Batch, *, train: bool, key: jax.Array | None = None) -> jax.Array:
-        return self.backbone(batch["tokens"], mask=batch["mask"], train=train, key=key).hidden
+        tokens, mask = _rows(batch["tokens"], batch["mask"])
+        logits = self.backbone(tokens, mask=mask, train=train, key=key).hidden
+        return sum(jnp.split(logits, 2)) / 2 if batch["tokens"].ndim == 3 else logits
+
+
+def _rows(tokens: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+    """Both strands as one batch of twice the size; padding lies on the same side of both."""
+    if tokens.ndim == 2:
+        return tokens, mask
+    return jnp.concatenate([tokens[..., 0], tokens[..., 1]]), None if mask is None else jnp.concatenate([mask, mask])

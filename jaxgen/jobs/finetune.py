@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from jaxgen import tokenizers
 from jaxgen.data import tasks
-from jaxgen.data.pipeline import eval_batches, table_sources, token_length, train_loader
+from jaxgen.data.pipeline import TableSource, eval_batches, token_length, train_loader
 from jaxgen.heads.decoder import SequenceHead
 from jaxgen.heads.predictor import DirectPredictor, SequencePredictor
 from jaxgen.jobs.training import Run, limited, model_spec, open_workdir, say, train
@@ -36,7 +36,17 @@ def run(config: ConfigDict) -> int:
     spec = model_spec(config, length, task.target.outputs)
     name, tokenizer_options = spec.family.tokenizer(spec.config)
     tokenizer = tokenizers.get(name, **tokenizer_options)
-    sources = table_sources(task, tokenizer, d.max_length, rc_aug=d.rc_aug, conjoin=d.conjoin)
+    max_length = d.max_length or token_length(task.splits["train"].sequences, tokenizer)
+    sources = {
+        split: TableSource(
+            examples,
+            tokenizer,
+            max_length,
+            rc_aug=d.rc_aug and split == "train",
+            conjoin=d.conjoin_train if split == "train" else d.conjoin_eval,
+        )
+        for split, examples in task.splits.items()
+    }
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     reading = {"num_threads": d.threads, "prefetch": d.prefetch}
     loader = train_loader(sources["train"], batch_size=t.batch_size, seed=config.seed, **process, **reading)
@@ -70,7 +80,7 @@ def run(config: ConfigDict) -> int:
             steps_per_epoch=loader.steps_per_epoch,
             evaluators=evaluators,
             select=task.target.select,
-            tokens_per_example=sources["train"].max_length * (2 if d.conjoin else 1),
+            tokens_per_example=sources["train"].max_length * (2 if d.conjoin_train else 1),
             title=task.name,
             loss_label="cross entropy (nats)" if classification else "mean squared error",
             class_names=task.target.names if classification else (),

@@ -118,7 +118,7 @@ def test_sharded(tmp_path, kind):
         read_tensors(index)
     (tmp_path / next(iter(parts))).unlink()
     index.write_text(json.dumps({"weight_map": weight_map}))
-    with pytest.raises(InputError, match="model-1-of-2.*no such file"):
+    with pytest.raises(InputError, match=r"model-1-of-2.*no such file"):
         read_tensors(index)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxgen.data.sequences import Sequences
 
 CLASSIFICATION_METRICS = ("accuracy", "mcc", "f1_macro")
-REGRESSION_METRICS = ("pearson", "spearman", "mse")
+REGRESSION_METRICS = ("pearson", "spearman", "r2", "rmse")
 
 
 @dataclass(frozen=True, eq=False)
