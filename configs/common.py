@@ -39,6 +39,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.data.split_seed = -1  # seed of splits that the data does not bring; -1 = seed
     c.data.max_length = 0  # tokens per example; 0 = longest training sequence, rounded up to a multiple of 8
     c.data.rc_aug = False  # reverse-complement training examples with probability 1/2
+    c.data.max_shift = 0  # move training examples by a random number of bases up to this, either way
     c.data.conjoin_train = False  # train on both strands of every example, predictions averaged
     c.data.conjoin_eval = False  # average the predictions of both strands in validation and test
     c.data.fasta = ""  # pre-training: FASTA, plain or gzipped or bgzipped

@@ -3,6 +3,7 @@
     python -m jaxgen.main --config=FILE[:variant] [--config.field=value ...] --workdir=DIR
 """
 
+import errno
 import importlib
 import logging
 import os
@@ -11,6 +12,8 @@ import sys
 from collections.abc import Sequence
 
 from jaxgen.errors import InputError, nearest
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 def available_jobs() -> dict[str, str]:
@@ -114,6 +117,12 @@ def entry(argv: Sequence[str] | None = None) -> None:
         code = main(sys.argv[1:] if argv is None else argv)
     except InputError as error:
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        code = 2
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        where = error.filename or "a file of the run"
+        print(f"error: {where}: {error.strerror}; free space or choose another --workdir, then run the same command again", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         code = 130

@@ -46,7 +46,10 @@ def read_arrays(folder: epath.PathLike) -> dict[str, np.ndarray]:
     run = json.loads((directory / f"step_{steps[-1]}" / "run" / "metadata").read_text())
     best = run["selection"]["best_step"]
     step = best if best in steps else steps[-1]
-    saved = ocp.PyTreeCheckpointer().restore(_absolute(directory / f"step_{step}" / "state"))
+    checkpointer, item = ocp.PyTreeCheckpointer(), _absolute(directory / f"step_{step}" / "state")
+    # As numpy arrays, because the devices that saved them may not be here.
+    arguments = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in checkpointer.metadata(item).item_metadata.tree}
+    saved = checkpointer.restore(item, restore_args=arguments)
     use_ema = any(name.startswith("ema.") for name in saved)
     groups = ("ema" if use_ema else "params", "frozen", "model_state")
     arrays = {}

@@ -98,3 +98,20 @@ def _without_n(ids: np.ndarray, n_id: int | None, pad_id: int) -> np.ndarray:
 def conjoin(ids: np.ndarray, turned: np.ndarray) -> np.ndarray:
     """(..., L, 2): the ids of a sequence and of its reverse complement side by side."""
     return np.stack([ids, turned], axis=-1)
+
+
+def shift(rows: np.ndarray, offsets: np.ndarray, fill: int) -> np.ndarray:
+    """Moves every row to the right by its own offset (to the left when negative); what falls out is lost, gaps get `fill`.
+
+    Args:
+        rows: (n, L) ids, or masks with fill 0.
+        offsets: int (n,).
+        fill: value of the gaps.
+
+    Returns:
+        (n, L) of the dtype of `rows`.
+    """
+    source = np.arange(rows.shape[1]) - offsets[:, None]
+    inside = (source >= 0) & (source < rows.shape[1])
+    moved = np.take_along_axis(rows, np.clip(source, 0, rows.shape[1] - 1), axis=1)
+    return np.where(inside, moved, np.asarray(fill, rows.dtype))

@@ -10,6 +10,7 @@ import numpy as np
 # Streams keep the uses of one seed apart.
 STREAM_REVERSE_COMPLEMENT = 1
 STREAM_MLM = 2
+STREAM_SHIFT = 3
 
 _MASK64 = (1 << 64) - 1
 
@@ -57,6 +58,10 @@ class RowRandom:
     def coin(self, n_rows: int, stream: int) -> np.ndarray:
         """bool (n_rows,), each true with probability one half."""
         return (self.words(n_rows, 1, stream)[:, 0] >> np.uint64(63)).astype(bool)
+
+    def integers(self, n_rows: int, n: int, stream: int) -> np.ndarray:
+        """int64 (n_rows,), uniform on range(n) for n far below 2**32."""
+        return ((self.words(n_rows, 1, stream)[:, 0] >> np.uint64(32)) * np.uint64(n) >> np.uint64(32)).astype(np.int64)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

@@ -4,10 +4,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxgen.data.augment import conjoin, mlm_rows, next_token_rows, reverse_complement, reverse_complement_text
+from jaxgen.data.augment import conjoin, mlm_rows, next_token_rows, reverse_complement, reverse_complement_text, shift
 from jaxgen.data.genome import Genome
 from jaxgen.data.intervals import Windows
-from jaxgen.data.random import STREAM_MLM, STREAM_REVERSE_COMPLEMENT, RowRandom
+from jaxgen.data.random import STREAM_MLM, STREAM_REVERSE_COMPLEMENT, STREAM_SHIFT, RowRandom
 from jaxgen.data.sequences import Sequences
 from jaxgen.data.tasks.base import Examples, Task
 from jaxgen.errors import InputError, nearest
@@ -42,6 +42,7 @@ class TableSource:
         tokenizer: turns sequences into ids.
         max_length: L in tokens; 0 for the longest of these examples, rounded up to a multiple of 8.
         rc_aug: reverse-complement each example with probability one half.
+        max_shift: move each example by a random number of tokens up to this, to either side; gaps are padding.
         conjoin: pair every sequence with its reverse complement on a last axis of 2 (one id per base only).
         padding_side: "left" or "right"; None for the tokenizer's own.
         add_special_tokens: whether the tokenizer adds its special tokens.
@@ -61,6 +62,7 @@ class TableSource:
         max_length: int = 0,
         *,
         rc_aug: bool = False,
+        max_shift: int = 0,
         conjoin: bool = False,
         padding_side: str | None = None,
         add_special_tokens: bool = False,
@@ -75,7 +77,9 @@ class TableSource:
         if not len(examples):
             raise InputError("no examples: every split needs at least one row")
         self.examples, self.tokenizer = examples, tokenizer
-        self.rc_aug, self.conjoin = rc_aug, conjoin
+        if max_shift < 0 or (max_shift and conjoin):
+            raise InputError(f"max_shift {max_shift} must be 0 or more, and 0 for conjoined examples")
+        self.rc_aug, self.max_shift, self.conjoin = rc_aug, max_shift, conjoin
         self._options: dict[str, Any] = {"add_special_tokens": add_special_tokens, "padding_side": padding_side}
         self.max_length = max_length or token_length(examples.sequences, tokenizer, add_special_tokens)
         dtype = np.uint8 if tokenizer.vocab_size <= 256 else np.uint16 if tokenizer.vocab_size <= 65536 else np.int32
@@ -133,6 +137,9 @@ class TableSource:
             if flip.size:
                 tokens[flip], lengths[flip] = self._rows(indices[flip], True)
         mask = self.tokenizer.attention_mask(lengths, self.max_length, self._options["padding_side"])
+        if self.max_shift:
+            offsets = random.integers(len(indices), 2 * self.max_shift + 1, STREAM_SHIFT) - self.max_shift
+            tokens, mask = shift(tokens, offsets, self.tokenizer.pad_id), shift(mask, offsets, False)
         if self.conjoin:
             tokens = conjoin(tokens, self._rows(indices, True)[0])
         return {"tokens": tokens, "mask": mask, "target": self.examples.targets[indices]}

@@ -21,7 +21,8 @@ SPLITS = {"dev": "valid", "test": "test"}
 
 def run(config: ConfigDict) -> int:
     """See the module; returns the exit code."""
-    open_workdir(config)
+    if open_workdir(config):
+        return 0
     d, t = config.data, config.train
     split_seed = config.seed if d.split_seed < 0 else d.split_seed
     options = {"path": d.path, "sequence_column": d.sequence_column, "label_column": d.label_column, "kind": d.kind} if d.path else {}
@@ -43,6 +44,7 @@ def run(config: ConfigDict) -> int:
             tokenizer,
             max_length,
             rc_aug=d.rc_aug and split == "train",
+            max_shift=d.max_shift if split == "train" else 0,
             conjoin=d.conjoin_train if split == "train" else d.conjoin_eval,
         )
         for split, examples in task.splits.items()

@@ -20,7 +20,8 @@ SPLITS = ("train", "valid", "test")
 
 def run(config: ConfigDict) -> int:
     """See the module; returns the exit code."""
-    open_workdir(config)
+    if open_workdir(config):
+        return 0
     d, t = config.data, config.train
     if not d.fasta:
         raise InputError("data.fasta is empty: give a FASTA file to train on, e.g. --config.data.fasta=genome.fa")

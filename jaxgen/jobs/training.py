@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxgen.checkpoints import workdir as workdirs
@@ -22,8 +23,8 @@ from jaxgen.models.pretrained import read_weights
 from jaxgen.models.registry import resolve
 from jaxgen.train import metrics, optim, schedules
 from jaxgen.train.evaluate import Evaluator, PredictionEvaluator
-from jaxgen.train.logging import RunLog, read_history
-from jaxgen.train.loop import Fitted, Plan, Stream, fit, write_run_result
+from jaxgen.train.logging import RunLog, read_history, write_result
+from jaxgen.train.loop import Fitted, Plan, Stream, fit, run_result
 from jaxgen.train.memory import peak_flops
 from jaxgen.train.objectives import Objective
 from jaxgen.train.report import write_report
@@ -41,8 +42,11 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def open_workdir(config: ConfigDict) -> str:
-    """The workdir, checked to be new or of this very config; leaves `config.json` there.
+def open_workdir(config: ConfigDict) -> bool:
+    """Check that the workdir is new or of this very config, before anything is read or written. A run without a checkpoint binds nothing.
+
+    Returns:
+      whether the run is finished already; its result is shown.
 
     Raises:
       InputError: no workdir given, or it holds a run of other settings (the first difference is named).
@@ -50,24 +54,32 @@ def open_workdir(config: ConfigDict) -> str:
     if not config.workdir:
         raise InputError("--workdir=DIR is missing: where should the results go?")
     path = epath.Path(config.workdir)
-    mine = json.loads(json.dumps(config.to_dict()))
-    file = path / "config.json"
-    if file.exists():
-        theirs = json.loads(file.read_text())
-        for field, value in _flat(mine).items():
-            binding = not any(field == free or field.startswith(free + ".") for free in _NOT_BINDING)
-            if binding and (other := _flat(theirs).get(field)) != value:
-                raise InputError(
-                    f"--workdir={config.workdir} holds a run with config.{field}={other!r}, not {value!r}; choose another --workdir or delete it"
-                )
-    elif path.exists() and (path / "checkpoints").exists():
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--workdir={config.workdir} is a file; give a folder")
+    file, result = path / "config.json", path / "result.json"
+    finished = result.exists()
+    if not finished and not any((path / "checkpoints").glob("step_*")):
+        return False
+    if not file.exists():
         raise InputError(f"--workdir={config.workdir} holds checkpoints but no config.json; choose another --workdir")
-    if jax.process_index() == 0:
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--workdir={config.workdir}: cannot be made ({error.strerror})") from error
-    return config.workdir
+    theirs = _flat(json.loads(file.read_text()))
+    for field, value in _flat(json.loads(json.dumps(config.to_dict()))).items():
+        binding = not any(field == free or field.startswith(free + ".") for free in _NOT_BINDING)
+        if binding and theirs.get(field) != value:
+            raise InputError(
+                f"--workdir={config.workdir} holds a run with config.{field}={theirs.get(field)!r}, not {value!r}; "
+                "choose another --workdir or delete it"
+            )
+    if finished:
+        for split, values in json.loads(result.read_text())["metrics"].items():
+            say(f"{split}: {shown(values)}")
+        say(f"result: {result}  (this run is finished already)")
+    return finished
+
+
+def shown(values: Mapping[str, float | None]) -> str:
+    """Metrics on one line."""
+    return "  ".join(f"{name} {math.nan if value is None else value:.4f}" for name, value in values.items())
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -105,6 +117,11 @@ def model_spec(config: ConfigDict, length: Callable[[Family], int], classes: int
         weights = read_weights(config.init_from, runtime)
         if config.model.name and resolve(config.model.name)[0] is not weights.family:
             raise InputError(f"init_from={config.init_from} is a {weights.family.name} checkpoint, but model.name={config.model.name}")
+        if weights.family.emits == "predictions":  # its own classifier comes along, so the task must be of its shape
+            wanted = dataclasses.asdict(weights.family.for_task(weights.config, length(weights.family), classes))
+            unfit = [f"{name}={value}, not {wanted[name]}" for name, value in dataclasses.asdict(weights.config).items() if wanted[name] != value]
+            if unfit:
+                raise InputError(f"init_from={config.init_from} is a {weights.family.name} with {' and '.join(unfit)} as this task needs")
         return ModelSpec(weights.family, weights.config, weights.arrays)
     family, size = resolve(config.model.name)
     sized = family.for_task(size, length(family), classes)
@@ -159,9 +176,8 @@ def train(config: ConfigDict, run: Run) -> int:
     """One run: initialise or resume, train, evaluate the best step on every split, write result.json and report/."""
     workdir, t = config.workdir, config.train
     steps = total_steps(config, run.steps_per_epoch)
-    if t.batch_size % t.accumulate:
-        raise InputError(f"train.accumulate={t.accumulate} does not divide train.batch_size={t.batch_size}")
     mesh = make_mesh(config.mesh)
+    check_batches(t, mesh)
     schedule = schedules.from_config(t.schedule.to_dict(), t.learning_rate, steps)
     fields = optim.OptimizerConfig.of(t.to_dict())
 
@@ -200,6 +216,8 @@ def train(config: ConfigDict, run: Run) -> int:
         peak_flops=peak_flops(),
     )
     evaluators = run.evaluators(program)
+    if select not in evaluators["valid"].names:
+        raise InputError(f"train.select={select!r} is not computed for this task{nearest(select, evaluators['valid'].names)}")
     log = RunLog(workdir, jax.process_index() == 0)
     log.write_config(config.to_dict())
     if jax.process_index() == 0:
@@ -225,6 +243,21 @@ def total_steps(config: ConfigDict, steps_per_epoch: int) -> int:
     return int(t.steps or t.epochs * steps_per_epoch)
 
 
+def check_batches(t: ConfigDict, mesh: Mesh) -> None:
+    """Rows of every (micro-)batch must divide over the devices.
+
+    Raises:
+      InputError: naming the field and the number that it must be a multiple of.
+    """
+    if t.accumulate < 1:
+        raise InputError(f"train.accumulate={t.accumulate} must be at least 1")
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    for field, rows, unit in (("batch_size", t.batch_size, devices * t.accumulate), ("eval_batch_size", t.eval_batch_size, devices)):
+        if rows % unit:
+            factors = f"{devices} devices (mesh.data x mesh.fsdp)" + (f" x train.accumulate={t.accumulate}" if unit > devices else "")
+            raise InputError(f"train.{field}={rows} must be a multiple of {unit}: {factors}")
+
+
 def _finish(
     config: ConfigDict, run: Run, fitted: Fitted, checkpoints: Any, evaluators: Mapping[str, Evaluator], log: RunLog
 ) -> None:
@@ -238,13 +271,10 @@ def _finish(
         if isinstance(evaluator, PredictionEvaluator):
             outputs, targets, _ = evaluator.last
             predictions[split] = (outputs, targets)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in results[split].items())
-        say(f"{split}: {shown}  (step {fitted.best_step})")
+        say(f"{split}: {shown(results[split])}  (step {fitted.best_step})")
     log.flush()
     checkpoints.close()
-    result = write_run_result(
-        config.workdir, fitted, results, config.seed, {"job": config.job, "model": run.spec.family.name, **run.extra_result}
-    )
+    result = run_result(fitted, results, config.seed, {"job": config.job, "model": run.spec.family.name, **run.extra_result})
     if config.train.report and jax.process_index() == 0:
         write_report(
             config.workdir,
@@ -258,6 +288,8 @@ def _finish(
             simulated=run.simulated,
         )
         say(f"report: {epath.Path(config.workdir) / 'report' / 'index.html'}")
+    if jax.process_index() == 0:
+        write_result(config.workdir, result)
     rate = result["examples_per_second"]
     say(f"result: {epath.Path(config.workdir) / 'result.json'}  ({rate:,.1f} examples/s, {math.ceil(fitted.wall_seconds)} s)")
 

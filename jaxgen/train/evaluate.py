@@ -17,7 +17,9 @@ Batches = Callable[[], Iterable[dict[str, np.ndarray]]]
 
 
 class Evaluator(Protocol):
-    """Metrics of one split for a state."""
+    """Metrics of one split for a state; `names` are their names."""
+
+    names: tuple[str, ...]
 
     def metrics(self, state: TrainState) -> dict[str, float]: ...
 
@@ -38,7 +40,7 @@ class PredictionEvaluator:
     """Predictions of a whole split, and the named metrics on them."""
 
     def __init__(self, program: Program, batches: Batches, names: tuple[str, ...]):
-        self.batches, self.names = batches, names
+        self.batches, self.names = batches, ("loss", *names)
         self.last: tuple[np.ndarray, np.ndarray, float] | None = None  # what `metrics` was computed from
 
         def predict(params: Any, frozen: Any, model_state: Any, batch: Mapping[str, jax.Array]) -> Any:
@@ -61,11 +63,13 @@ class PredictionEvaluator:
 
     def metrics(self, state: TrainState) -> dict[str, float]:
         self.last = predictions, targets, loss = self.predictions(state)
-        return {"loss": loss, **metrics.evaluate(self.names, predictions, targets)}
+        return {"loss": loss, **metrics.evaluate(self.names[1:], predictions, targets)}
 
 
 class SumEvaluator:
     """Per-token loss, perplexity and accuracy from exact sums over a split; nothing is gathered."""
+
+    names = ("loss", "bits_per_token", "perplexity", "accuracy", "tokens")
 
     def __init__(self, program: Program, batches: Batches):
         self.batches = batches

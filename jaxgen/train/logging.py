@@ -4,6 +4,7 @@ The work directory may be local or `gs://`. Files are replaced whole (written un
 `metrics.jsonl` on a local disk, which grows by one line per record. JSON is strict: NaN and infinities are written as null.
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -11,9 +12,10 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -122,7 +124,8 @@ class RunLog:
 
     @functools.cached_property
     def _events(self) -> Any:
-        from tensorboardX import SummaryWriter
+        with _without("torch"):  # tensorboardX imports it where it is installed, for seconds, and needs none of it here
+            from tensorboardX import SummaryWriter
 
         # The default name has the resolution of a second, and a quick resume must not replace what was written before.
         return SummaryWriter(str(self._events_folder), purge_step=self._purge_step, filename_suffix=f".{time.time_ns()}")
@@ -193,6 +196,17 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def _without(package: str) -> Iterator[None]:
+    """Inside, importing `package` fails as where it is not installed, unless it is imported already."""
+    hidden = sys.modules.setdefault(package, None) is None  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules[package]
 
 
 def _git_revision() -> str | None:

@@ -20,7 +20,7 @@ from jaxgen.layers.variables import named_arrays
 from jaxgen.train.checkpoint import Checkpoints
 from jaxgen.train.early_stopping import Selection
 from jaxgen.train.evaluate import Evaluator
-from jaxgen.train.logging import RunLog, environment, write_result
+from jaxgen.train.logging import RunLog, environment
 from jaxgen.train.memory import memory_report
 from jaxgen.train.progress import Progress
 from jaxgen.train.sharding import put_batch
@@ -84,7 +84,8 @@ class _Termination:
         self.requested = True
 
     def __exit__(self, *_: Any) -> None:
-        signal.signal(signal.SIGTERM, self._previous)
+        # None: the handler before was not installed from Python (the preemption service of jax.distributed).
+        signal.signal(signal.SIGTERM, self._previous if self._previous is not None else signal.SIG_DFL)
 
     def agreed(self, step: int) -> bool:
         """Whether to stop after this step; all processes answer alike."""
@@ -250,9 +251,9 @@ def _position(stream: Stream, step: int) -> dict[str, Any]:
     return stream.get_state() | {"step": step}
 
 
-def write_run_result(workdir: str, fitted: Fitted, metrics: Mapping[str, Mapping[str, float]], seed: int, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """`result.json` of a finished run, written by the main process."""
-    result = {
+def run_result(fitted: Fitted, metrics: Mapping[str, Mapping[str, float]], seed: int, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """What `result.json` of a finished run says; every process takes part (parameters are gathered)."""
+    return {
         "metrics": metrics,
         "best_step": fitted.best_step,
         "steps": fitted.steps,
@@ -265,6 +266,3 @@ def write_run_result(workdir: str, fitted: Fitted, metrics: Mapping[str, Mapping
         **extra,
         **environment(),
     }
-    if jax.process_index() == 0:
-        write_result(workdir, result)
-    return result

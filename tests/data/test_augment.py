@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxgen import tokenizers
-from jaxgen.data.augment import conjoin, mlm_rows, next_token_rows, reverse_complement, reverse_complement_text
+from jaxgen.data.augment import conjoin, mlm_rows, next_token_rows, reverse_complement, reverse_complement_text, shift
 from jaxgen.data.random import RowRandom
 
 DNA = st.binary(max_size=60)
@@ -84,3 +84,10 @@ def test_conjoin_pairs_both_strands():
     pair = conjoin(ids, tokenizer.complement[ids[:, ::-1]])
     assert pair.shape == (2, 4, 2)
     assert tokenizer.decode(pair[0, :, 1]) == "CGTT"
+
+
+def test_shift_moves_rows_by_their_own_offsets():
+    rows = np.array([[1, 2, 3], [1, 2, 3], [1, 2, 3], [1, 2, 3]], np.uint8)
+    out = shift(rows, np.array([0, 1, -2, 9]), 4)
+    assert out.tolist() == [[1, 2, 3], [4, 1, 2], [3, 4, 4], [4, 4, 4]]
+    assert out.dtype == np.uint8

@@ -1,0 +1,1 @@
+"""Speed of jaxgen against peers, all in one run: `python -m benchmarks --help`, or `make bench`."""
