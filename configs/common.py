@@ -85,6 +85,11 @@ def get_config(variant: str = "") -> ConfigDict:
     c.train.log_every = 10  # updates between lines of metrics.jsonl
     c.train.report = True  # write plots to report/
 
+    c.baseline = ConfigDict()
+    c.baseline.max_k = 5  # k-mers of 1 ... max_k bases
+    c.baseline.strengths = (0.1, 1.0)  # inverse L2 strengths of the logistic regression, chosen on the validation split
+    c.baseline.max_order = 8  # Markov models of order 0 ... max_order
+
     c.mesh = ConfigDict()
     c.mesh.data = -1  # devices along each axis; one may be -1 = the rest
     c.mesh.fsdp = 1  # parameters and optimiser state sharded, batch too

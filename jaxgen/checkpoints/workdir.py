@@ -1,7 +1,6 @@
 """The weights of an earlier run, read from its workdir as numpy arrays."""
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,21 +8,12 @@ from etils import epath
 
 from jaxgen.errors import InputError
 
-MODEL_FILE = "model.json"
+MODEL_FILE = "model.json"  # {"family": name, "config": fields}: what it takes to read the checkpoints without the run's config file
 
 
 def is_workdir(folder: epath.PathLike) -> bool:
     """Whether a run of jaxgen left its model here."""
     return (epath.Path(folder) / MODEL_FILE).exists()
-
-
-def write_model(folder: epath.PathLike, family: str, config: Mapping[str, Any]) -> None:
-    """Record the architecture of a run, so that its checkpoints can be read without its config file."""
-    path = epath.Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    temporary = path / (MODEL_FILE + ".tmp")
-    temporary.write_text(json.dumps({"family": family, "config": dict(config)}, indent=2) + "\n")
-    temporary.rename(path / MODEL_FILE)
 
 
 def read_model(folder: epath.PathLike) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from jaxgen import tokenizers
-from jaxgen.data import tasks
 from jaxgen.data.pipeline import TableSource, eval_batches, token_length, train_loader
 from jaxgen.heads.decoder import SequenceHead
 from jaxgen.heads.predictor import DirectPredictor, SequencePredictor
+from jaxgen.jobs.tasks import load_task
 from jaxgen.jobs.training import Run, limited, model_spec, open_workdir, say, train
 from jaxgen.models.family import Family
 from jaxgen.train import objectives
@@ -24,11 +24,7 @@ def run(config: ConfigDict) -> int:
     if open_workdir(config):
         return 0
     d, t = config.data, config.train
-    split_seed = config.seed if d.split_seed < 0 else d.split_seed
-    options = {"path": d.path, "sequence_column": d.sequence_column, "label_column": d.label_column, "kind": d.kind} if d.path else {}
-    task = tasks.get(d.task, seed=split_seed, **options)
-    for note in task.notes:
-        say(f"note: {note}")
+    task = load_task(config)
 
     def length(family: Family) -> int:
         name, tokenizer_options = family.tokenizer(family.sizes[family.default_size])

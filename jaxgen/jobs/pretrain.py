@@ -56,6 +56,8 @@ def run(config: ConfigDict) -> int:
     loader = train_loader(sources["train"], batch_size=t.batch_size, seed=config.seed, **process, **reading)
     say(f"{d.fasta}: {sum(genome.contigs.values()):,} bases, windows of {d.max_length}: {', '.join(f'{len(sources[s]):,} {s}' for s in SPLITS)}")
 
+    special = tuple({tokenizer.sep_id, tokenizer.cls_id, tokenizer.unk_id} - {None})
+
     def evaluators(program: Program) -> dict[str, SumEvaluator]:
         rows = t.eval_batch_size or t.batch_size
         return {
@@ -71,7 +73,7 @@ def run(config: ConfigDict) -> int:
         Run(
             spec=spec,
             build=build,
-            objective=objectives.token_cross_entropy(tokenizer.pad_id),
+            objective=objectives.token_cross_entropy(tokenizer.pad_id, special),
             stream=loader,
             steps_per_epoch=loader.steps_per_epoch,
             evaluators=evaluators,

@@ -23,7 +23,7 @@ from jaxgen.models.pretrained import read_weights
 from jaxgen.models.registry import resolve
 from jaxgen.train import metrics, optim, schedules
 from jaxgen.train.evaluate import Evaluator, PredictionEvaluator
-from jaxgen.train.logging import RunLog, read_history, write_result
+from jaxgen.train.logging import RunLog, read_history, write_json, write_result
 from jaxgen.train.loop import Fitted, Plan, Stream, fit, run_result
 from jaxgen.train.memory import peak_flops
 from jaxgen.train.objectives import Objective
@@ -221,7 +221,8 @@ def train(config: ConfigDict, run: Run) -> int:
     log = RunLog(workdir, jax.process_index() == 0)
     log.write_config(config.to_dict())
     if jax.process_index() == 0:
-        workdirs.write_model(workdir, run.spec.family.name, dataclasses.asdict(run.spec.config))
+        model = {"family": run.spec.family.name, "config": dataclasses.asdict(run.spec.config)}
+        write_json(epath.Path(workdir) / workdirs.MODEL_FILE, model)
     with log:
         fitted, checkpoints = fit(program, state, run.stream, plan, workdir, log, evaluators["valid"], say=say, keep=t.keep)
         if fitted.interrupted:

@@ -1,5 +1,6 @@
 """Whole-split evaluation: predictions gathered in order, or exact masked sums; every example counts once."""
 
+import collections
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
@@ -77,19 +78,19 @@ class SumEvaluator:
         def sums(params: Any, frozen: Any, model_state: Any, batch: Mapping[str, jax.Array]) -> Any:
             predictions, _ = program.apply(params, frozen, model_state, batch, train=False, key=None)
             total, weight, others = program.objective(predictions, batch)
-            return total, weight, others.get("correct", jnp.zeros(()))
+            return {"total": total, "weight": weight} | others
 
         self._sums = _Compiled(program, sums)
 
     def metrics(self, state: TrainState) -> dict[str, float]:
-        totals = np.zeros(3)
+        sums: dict[str, float] = collections.defaultdict(float)
         for batch in self.batches():
-            totals += np.asarray(jax.device_get(self._sums(state, batch)), np.float64)
-        loss = totals[0] / max(totals[1], 1.0)
-        return {
-            "loss": loss,
-            "bits_per_token": loss / math.log(2),
-            "perplexity": math.exp(min(loss, 700.0)),
-            "accuracy": totals[2] / max(totals[1], 1.0),
-            "tokens": totals[1],
-        }
+            for name, value in jax.device_get(self._sums(state, batch)).items():
+                sums[name] += float(value)
+        weight = max(sums["weight"], 1.0)
+        loss = sums["total"] / weight
+        values = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "accuracy": sums["correct"] / weight, "tokens": sums["weight"]}
+        if "bases" in sums:
+            values["loss_per_base"] = sums["base_loss"] / max(sums["bases"], 1.0)
+            values["bits_per_base"] = values["loss_per_base"] / math.log(2)
+        return values

@@ -14,16 +14,21 @@ Sums = dict[str, jax.Array]
 Objective = Callable[[jax.Array, Batch], tuple[jax.Array, jax.Array, Sums]]
 
 
-def token_cross_entropy(ignore_id: int) -> Objective:
-    """Next-token and masked language modelling: logits (b, l, v) against `targets` (b, l), positions with `ignore_id` left out."""
+def token_cross_entropy(ignore_id: int, special_ids: tuple[int, ...] = ()) -> Objective:
+    """Next-token and masked language modelling: logits (b, l, v) against `targets` (b, l), positions with `ignore_id` left out.
+
+    With `special_ids`, tokens that are no bases such as [SEP], the sums over bases alone come beside: `base_loss` and `bases`.
+    """
 
     def objective(logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array, Sums]:
         targets = batch["targets"]
         counted = (targets != ignore_id) * batch["weight"][:, None]
-        # Ids outside the head (padding rows of the vocabulary apart) cannot occur in counted positions.
         losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), jnp.where(counted > 0, targets, 0))
-        correct = (logits.argmax(-1) == targets) * counted
-        return jnp.sum(losses * counted), jnp.sum(counted), {"correct": jnp.sum(correct)}
+        sums = {"correct": jnp.sum((logits.argmax(-1) == targets) * counted)}
+        if special_ids:
+            bases = counted * ~jnp.isin(targets, jnp.asarray(special_ids))
+            sums |= {"base_loss": jnp.sum(losses * bases), "bases": jnp.sum(bases)}
+        return jnp.sum(losses * counted), jnp.sum(counted), sums
 
     return objective
 

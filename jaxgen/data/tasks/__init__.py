@@ -13,6 +13,7 @@ __all__ = ["Examples", "Target", "Task", "get", "names"]
 # passed to its `load` as `member`.
 _REGISTRY: dict[str, tuple[str, dict[str, Any]]] = {
     "table": ("table", {}),
+    "records": ("records", {}),
     "simulated_promoters": ("simulated_promoters", {}),
 }
 

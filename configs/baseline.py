@@ -1,0 +1,15 @@
+"""Baselines: configs/baseline.py:TASK --config.data.path=FOLDER (k-mers), or --config.data.fasta=GENOME.fa (Markov)."""
+
+from ml_collections import ConfigDict
+
+from configs import common
+from jaxgen.config import split_variant
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """variant: TASK (default table)."""
+    (task,) = split_variant(variant, "task")
+    c = common.get_config()
+    c.job = "baseline"
+    c.data.task = task or "table"
+    return c

@@ -1,0 +1,57 @@
+"""Score the baselines that a model has to beat: order-k Markov on a genome, k-mer logistic regression on a task."""
+
+from ml_collections import ConfigDict
+
+from jaxgen.baselines.kmer import KmerClassifier
+from jaxgen.baselines.markov import MarkovModel
+from jaxgen.data.genome import Genome
+from jaxgen.data.intervals import TiledWindows
+from jaxgen.errors import InputError
+from jaxgen.jobs.tasks import load_task
+from jaxgen.jobs.training import say
+from jaxgen.train import metrics
+from jaxgen.train.logging import environment, write_result
+
+
+def run(config: ConfigDict) -> int:
+    """Baselines of `data.fasta` (split as by the pretrain job) or of `data.task`; writes result.json."""
+    if not config.workdir:
+        raise InputError("--workdir=DIR is missing: where should the results go?")
+    results = _markov(config) if config.data.fasta else _kmer(config)
+    for split, values in results.items():
+        say(f"{split}: " + "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
+    write_result(config.workdir, {"metrics": results, "job": "baseline", "seed": config.seed, **environment()})
+    return 0
+
+
+def _markov(config: ConfigDict) -> dict[str, dict[str, float]]:
+    """Per-base cross entropy of orders 0 ... `baseline.max_order` on the held-out parts; the training part is what pretraining sees."""
+    d = config.data
+    genome = Genome.open(d.fasta, cache_dir=d.cache or None)
+    names, parts = list(genome.contigs), {}
+    for split in ("train", "valid", "test"):
+        windows = TiledWindows(genome.contigs, 1, split, d.holdout)
+        parts[split] = [
+            genome.fetch(names[i], int(low), int(high)) for i, (low, high) in enumerate(zip(windows.lows, windows.highs)) if high > low
+        ]
+    results: dict[str, dict[str, float]] = {"valid": {}, "test": {}}
+    for order in range(config.baseline.max_order + 1):
+        model = MarkovModel(order).fit(parts["train"])
+        for split, values in results.items():
+            values[f"order_{order}_loss_per_base"] = model.loss(parts[split])[0]
+    return results
+
+
+def _kmer(config: ConfigDict) -> dict[str, dict[str, float]]:
+    """Metrics of k-mer logistic regression, the inverse strength chosen on the validation split."""
+    task = load_task(config)
+    if task.target.kind != "classification":
+        raise InputError(f"task {task.name!r} is a regression; the k-mer baseline is for classification")
+    train, dev = task.splits["train"], task.splits["dev"]
+    fitted = [KmerClassifier(config.baseline.max_k, c).fit(train.sequences, train.targets) for c in config.baseline.strengths]
+    select = task.target.select
+    best = max(fitted, key=lambda model: metrics.evaluate([select], model.logits(dev.sequences), dev.targets)[select])
+    return {
+        split: metrics.evaluate(task.target.metrics, best.logits(task.splits[name].sequences), task.splits[name].targets)
+        for name, split in (("dev", "valid"), ("test", "test"))
+    }

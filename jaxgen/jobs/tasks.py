@@ -1,0 +1,23 @@
+"""The task that a config names."""
+
+from ml_collections import ConfigDict
+
+from jaxgen.data import tasks
+from jaxgen.data.tasks import Task
+from jaxgen.jobs.training import say
+
+
+def load_task(config: ConfigDict) -> Task:
+    """The task of `data.task`, read from `data.path` where it reads files; its notes are printed.
+
+    A config that trains on simulated data by default trains on `data.path` once that is given.
+    """
+    d = config.data
+    name = "table" if d.path and d.task.startswith("simulated_") else d.task
+    options = {"path": d.path} if d.path else {}
+    if name == "table":
+        options |= {"sequence_column": d.sequence_column, "label_column": d.label_column, "kind": d.kind}
+    task = tasks.get(name, seed=config.seed if d.split_seed < 0 else d.split_seed, **options)
+    for note in task.notes:
+        say(f"note: {note}")
+    return task
