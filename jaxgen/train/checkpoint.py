@@ -40,6 +40,7 @@ class Checkpoints:
         self._policy = _LatestAndBest(keep)
         self._manager = ocp.CheckpointManager(
             self.directory,
+            item_handlers={"state": ocp.PyTreeCheckpointHandler(), "run": ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._policy,
                 create=True,
