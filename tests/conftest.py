@@ -1,7 +1,9 @@
 """Eight virtual CPU devices and one compile cache (`.cache/`, kept between runs) for every test."""
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import helpers
 import pytest
@@ -26,3 +28,38 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fasta(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A FASTA of two contigs, 10 kb."""
     return helpers.write_fasta(tmp_path_factory.mktemp("genome") / "g.fa")
+
+
+class Ran(NamedTuple):
+    """How a command ended; `error` is its one line about wrong input."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        (line,) = (line for line in self.err.splitlines() if line.startswith("error:"))
+        return line
+
+
+@pytest.fixture
+def run_here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
+    """`python -m jaxgen.main ARGUMENTS` without the start of a process: `run_here(arguments, devices=1)`, on the first of the 8 devices."""
+
+    def run(arguments: Sequence[object], devices: int = 1) -> Ran:
+        import jax
+
+        from jaxgen.jobs import training
+        from jaxgen.main import entry
+        from jaxgen.train.sharding import make_mesh
+
+        monkeypatch.setattr(training, "make_mesh", lambda sizes: make_mesh(sizes, jax.devices()[:devices]))
+        monkeypatch.chdir(helpers.ROOT)
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            entry([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return Ran(int(ended.value.code or 0), out, err)
+
+    return run

@@ -74,7 +74,10 @@ _HYENA = {f"model__config__{name}": value for name, value in {"d_model": 16, "d_
 
 def cnn(table: Path, **fields: Any) -> list[str]:
     """Arguments of a tiny CNN (batch norm) on a table."""
-    return ["--config=configs/finetune.py:cnn_smoke,table", *flags(**_RUN | {"data__path": table, "model__config__embedding_dim": 8} | fields)]
+    return [
+        "--config=configs/finetune.py:cnn_smoke,table",
+        *flags(**_RUN | {"data__path": table, "model__config__embedding_dim": 8} | fields),
+    ]
 
 
 def hyenadna(table: Path, **fields: Any) -> list[str]:

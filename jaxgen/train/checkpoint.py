@@ -51,7 +51,15 @@ class Checkpoints:
         )
 
     def latest_step(self) -> int | None:
-        return self._manager.latest_step()
+        """The newest step that is whole. A newer one that lost files (a failing disk, a copy cut short) is removed, to be saved again."""
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            if all((self._folder(step) / name).exists() for name in ("run/metadata", "state/_METADATA", "state/manifest.ocdbt")):
+                return step
+            self._manager.delete(step)
+        return None
+
+    def _folder(self, step: int) -> epath.Path:
+        return self.directory / f"step_{step}"
 
     def save(self, state: TrainState, run: dict[str, Any], *, best_step: int) -> None:
         """Start saving in the background; an error of the save before is raised here.
@@ -77,17 +85,17 @@ class Checkpoints:
           InputError: the checkpoint is of another architecture: lists missing, unused and mismatched tensors.
         """
         wanted = named_arrays(target)
-        saved = self._manager.item_metadata(step)["state"]
-        shapes = {name: tuple(meta.shape) for name, meta in dict(saved).items()}
-        check_names({name: tuple(x.shape) for name, x in wanted.items()}, shapes, f"checkpoint {self.directory}/step_{step}")
         abstract = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in wanted.items()}
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeRestore(item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
-            ),
-        )["state"]
-        return with_arrays(target, restored)
+        arguments = ocp.args.PyTreeRestore(item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
+        try:
+            saved = dict(self._manager.item_metadata(step)["state"])
+            shapes = {name: tuple(meta.shape) for name, meta in saved.items()}
+            check_names({name: tuple(x.shape) for name, x in wanted.items()}, shapes, f"checkpoint {self._folder(step)}")
+            return with_arrays(target, self._manager.restore(step, args=ocp.args.Composite(state=arguments))["state"])
+        except InputError:
+            raise
+        except (ValueError, OSError) as error:  # TensorStore's errors are ValueErrors
+            raise InputError(f"checkpoint {self._folder(step)} is damaged ({_first_line(error)}); delete it to go on from the one before") from error
 
     def wait(self) -> None:
         """Until every save is on disk; raises what went wrong in the background."""
@@ -116,10 +124,14 @@ class _DiskErrors:
             return
         text = str(error)
         if isinstance(error, OSError) or any(word in text for word in ("No space left", "Disk quota", "RESOURCE_EXHAUSTED", "PERMISSION")):
-            first = text.strip().splitlines()[0][:300] if text.strip() else type(error).__name__
             raise InputError(
-                f"{self.where}: could not save a checkpoint ({first}); free space or choose another --workdir, then run the same command again"
+                f"{self.where}: could not save a checkpoint ({_first_line(error)}); "
+                "free space or choose another --workdir, then run the same command again"
             ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
 
 
 def check_names(wanted: dict[str, tuple[int, ...]], saved: dict[str, tuple[int, ...]], where: str) -> None:

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pyfaidx
 import pytest
-from data_goldens import real
+from helpers import real
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from data_goldens import golden, real
+from helpers import golden_case, real
 
 from jaxgen import tokenizers
 from jaxgen.data.genome import Genome
@@ -8,6 +8,7 @@ from jaxgen.data.intervals import CaduceusWindows, HyenaDNAWindows, TiledWindows
 from jaxgen.data.pipeline import GenomeWindows, train_loader
 from jaxgen.data.random import RowRandom
 from jaxgen.errors import InputError
+from jaxgen.goldens.core import Case
 
 RANDOM = RowRandom(0, 0, 0)
 
@@ -17,9 +18,10 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXGEN_CACHE", str(tmp_path / "cache"))
 
 
-@golden("hg38", "dataset_len")
-def test_next_token_rows_from_fasta_and_bed(arrays, config, tmp_path, cache):
+def test_next_token_rows_from_fasta_and_bed(tmp_path, cache):
     """Rebuilds the chromosome around the sequences the fixture lists, then goes the whole way a user takes."""
+    case = Case(golden_case("hg38", "ntp_rows"))
+    arrays, config = case.arrays, case.config
     length, bed = config["max_length"], tmp_path / "x.bed"
     bed.write_text("\n".join("\t".join(row.split()) for row in config["bed"]))
     windows = CaduceusWindows(read_bed(bed), {"chr1": config["chrom_length"]}, length, "train")

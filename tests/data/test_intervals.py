@@ -2,21 +2,11 @@ import gzip
 
 import numpy as np
 import pytest
-from data_goldens import golden
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxgen.data.intervals import CaduceusWindows, HyenaDNAWindows, TiledWindows, caduceus_windows, hyenadna_windows, read_bed
 from jaxgen.errors import InputError
-
-
-@golden("hg38", "cases")
-def test_windows_of_the_reference(arrays, config):
-    for length, start, max_length, shift, expected_start, expected_end, asserts in arrays["cases"].tolist():
-        starts, ends, invalid = caduceus_windows([length], [start], max_length, [shift])
-        assert bool(invalid[0]) == bool(asserts)
-        if not asserts:
-            assert (starts[0], ends[0]) == (expected_start, expected_end)
 
 
 def test_contig_shorter_than_the_window_is_marked():

@@ -2,7 +2,7 @@ import gzip
 
 import numpy as np
 import pytest
-from data_goldens import real
+from helpers import real
 
 from jaxgen.data import tasks
 from jaxgen.data.splits import random_split_indices, three_way_indices

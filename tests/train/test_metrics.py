@@ -2,7 +2,6 @@ import warnings
 
 import numpy as np
 import pytest
-from golden_cases import golden, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
@@ -13,23 +12,6 @@ from jaxgen.train import metrics
 
 CLASSIFICATION = [name for name in metrics.NAMES if name not in {"pearson", "spearman", "r2", "rmse", "mae"}]
 REGRESSION = ["pearson", "spearman", "r2", "rmse", "mae"]
-
-
-def compute(name, logits, labels, batch_size):
-    """The value of any array of a golden case, by its name."""
-    if name.startswith("per_batch_"):
-        return metrics.per_batch(name.removeprefix("per_batch_"), logits, labels, batch_size)
-    if name.endswith("_batch_averaged"):
-        return metrics.batch_averaged(name.removesuffix("_batch_averaged"), logits, labels, batch_size)
-    return metrics.evaluate([name], logits, labels)[name]
-
-
-@golden("metrics")
-def test_golden(path):
-    case = read(path)
-    inputs = case.arrays.pop("logits"), case.arrays.pop("labels"), case.config["batch_size"]
-    for name, expected in case.arrays.items():
-        np.testing.assert_allclose(np.reshape(compute(name, *inputs), expected.shape), expected, **case.tolerance, err_msg=name)
 
 
 @st.composite

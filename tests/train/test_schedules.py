@@ -2,18 +2,9 @@ import jax
 import numpy as np
 import optax
 import pytest
-from golden_cases import golden, read
 
 from jaxgen.errors import InputError
 from jaxgen.train import schedules
-
-
-@golden("lr_schedule")
-def test_golden(path):
-    case = read(path)
-    for name, expected in case.arrays.items():
-        schedule = schedules.make("cosine_timm", **case.config[name])
-        np.testing.assert_allclose(jax.jit(jax.vmap(schedule))(np.arange(len(expected))), expected, **case.tolerance, err_msg=name)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxgen.data.sequences import Sequences
 
-CLASSIFICATION_METRICS = ("accuracy", "mcc", "f1_macro")
+CLASSIFICATION_METRICS = ("accuracy", "mcc", "f1_macro", "auroc", "auprc")
 REGRESSION_METRICS = ("pearson", "spearman", "r2", "rmse")
 
 

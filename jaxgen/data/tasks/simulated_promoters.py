@@ -28,7 +28,7 @@ _BACKGROUND_SEED = 20  # the background model is the same for every seed of the 
 
 
 def load(
-    seed: int = 1, train: int = 6000, dev: int = 1000, test: int = 1000, length: int = 128, consensus: float = 0.9, decoys: float = 0.5
+    seed: int = 1, train: int = 20000, dev: int = 2000, test: int = 2000, length: int = 128, consensus: float = 0.9, decoys: float = 0.5
 ) -> Task:
     """Simulates the task.
 
