@@ -24,7 +24,7 @@ from jaxgen.train.logging import RunLog, environment
 from jaxgen.train.memory import memory_report
 from jaxgen.train.progress import Progress
 from jaxgen.train.sharding import put_batch
-from jaxgen.train.state import Program, TrainState, make_train_step
+from jaxgen.train.state import Program, TrainState, compile_train_step
 
 
 class Stream(Protocol):
@@ -211,7 +211,7 @@ def fit(
             if compiled is None:
                 tokens_per_step = int(np.prod(batch["tokens"].shape[:2])) if "tokens" in batch else 0
                 since = time.time()
-                compiled = jax.jit(make_train_step(program), donate_argnums=0).lower(state, batch).compile()
+                compiled = compile_train_step(program, state, batch)
                 say(f"compiled the training step in {time.time() - since:.1f} s; {memory_report(compiled)}")
             state, metrics = compiled(state, batch)
             step += 1

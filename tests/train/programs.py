@@ -11,7 +11,7 @@ from jaxgen.heads.predictor import DirectPredictor, LanguageModel, SequencePredi
 from jaxgen.models import cnn, hyenadna
 from jaxgen.train import objectives, optim
 from jaxgen.train.sharding import make_mesh, put_batch
-from jaxgen.train.state import Program, TrainState, init_state, make_train_step
+from jaxgen.train.state import Program, TrainState, compile_train_step, init_state
 
 LENGTH, ROWS = 96, 16
 HYENADNA = hyenadna.Config(d_model=16, n_layer=2, d_inner=32, filter_order=8, l_max=LENGTH, embed_dropout=0.0)
@@ -79,9 +79,8 @@ def start(
 
 
 def compile_step(program: Program, state: TrainState, batch: dict[str, np.ndarray]) -> Any:
-    """The compiled, donated step, as the loop makes it."""
-    with jax.set_mesh(program.mesh):
-        return jax.jit(make_train_step(program), donate_argnums=0).lower(state, put_batch(program.mesh, batch)).compile()
+    """The compiled step, as the loop makes it."""
+    return compile_train_step(program, state, put_batch(program.mesh, batch))
 
 
 def train(program: Program, state: TrainState, data: list[dict[str, np.ndarray]]) -> tuple[TrainState, list[dict[str, float]]]:
