@@ -2,7 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+# e.g. PYTEST_ARGS="-n 2" to run tests in two processes
 PYTEST_ARGS ?=
+# e.g. BENCH_ARGS="--only=tokens,block --repeats=3"; see python -m benchmarks --help
+BENCH_ARGS ?= --output=runs/benchmarks.json
 BIN := $(VENV)/bin
 
 .PHONY: quickstart test test-slow bench lint format clean
@@ -17,7 +20,7 @@ test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 bench: $(VENV)/.bench
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -45,7 +48,7 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet -e ".[test]"
 	@touch $@ $(VENV)/.run
 
-# Plain torch brings several GB of CUDA libraries; the CPU comparison needs none of them.
+# An unpinned torch may bring several GB of CUDA libraries; the CPU comparison needs none of them.
 $(VENV)/.bench: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet -e . "$(TORCH)"
+	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[bench]"
 	@touch $@

@@ -1,6 +1,6 @@
 """Prints one table of jaxgen against its peers and, with --output, writes it as JSON.
 
-    python -m benchmarks [--only=tokens,fft] [--repeats=7] [--output=FILE] [--tables=FILE,FOLDER] [--smoke]
+python -m benchmarks [--only=tokens,fft] [--repeats=7] [--output=FILE] [--tables=FILE,FOLDER] [--smoke]
 """
 
 import argparse
@@ -45,7 +45,12 @@ def write(path: Path, rows: Sequence[Row], notes: Sequence[Note], options: Optio
     for row in rows:
         goal = None if row.goal is None else {"goal": str(row.goal), "met": row.goal.met(row)}
         records.append(dataclasses.asdict(row) | {"ratio": row.ratio, "goal": goal})
-    content = {"machine": machine(), "options": dataclasses.asdict(options), "rows": records, "notes": [dataclasses.asdict(n) for n in notes]}
+    content = {
+        "machine": machine(),
+        "options": dataclasses.asdict(options),
+        "rows": records,
+        "notes": [dataclasses.asdict(n) for n in notes],
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=1) + "\n")

@@ -28,6 +28,23 @@ class Case:
     cotangents: tuple[Any, Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class Jitted:
+    """A jitted function with its arguments; returns when the result is there."""
+
+    function: Any
+    arguments: tuple[Any, ...]
+
+    def __call__(self) -> Any:
+        import jax
+
+        return jax.block_until_ready(self.function(*self.arguments))
+
+    def compiled(self) -> Any:
+        """The executable, for its cost analysis."""
+        return self.function.lower(*self.arguments).compile()
+
+
 def run(options: Options) -> Iterator[Row | Note]:
     import jax
 
@@ -42,7 +59,7 @@ def run(options: Options) -> Iterator[Row | Note]:
                 raise AssertionError(f"block L={length}: jaxgen and torch differ by {worst:.1e} of the largest value; nothing to compare")
             yield Note("block", f"L={length}: outputs and gradients agree with torch to {worst:.0e} of each array's largest value")
         for name, mine in functions.items():
-            contenders = [Contender("jaxgen", lambda f=mine: jax.block_until_ready(f()))]
+            contenders = [Contender("jaxgen", mine)]
             if peers:
                 contenders.append(Contender("torch", peers[name]))
             title = f"{name} B={batch} L={length} d={case.d_model}"
@@ -51,7 +68,7 @@ def run(options: Options) -> Iterator[Row | Note]:
 
 def jax_functions(
     batch: int, length: int, *, dtype: str = "float32", device: Any = None, d_model: int = 256
-) -> tuple[Case, dict[str, Callable[[], Any]]]:
+) -> tuple[Case, dict[str, Jitted]]:
     """The block and its jitted `forward` -> outputs and `forward+backward` -> (outputs, gradients by name)."""
     import jax
     import jax.numpy as jnp
@@ -79,10 +96,9 @@ def jax_functions(
         (_, out), (d_params, d_hidden, _) = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(params, hidden, residual, buffers, w0, w1)
         return out, named_arrays(d_params) | {"hidden": d_hidden}
 
-    run_forward, run_both = jax.jit(apply), jax.jit(both)
     functions = {
-        "forward": lambda: run_forward(params, buffers, *on_device[:2]),
-        "forward+backward": lambda: run_both(params, buffers, *on_device),
+        "forward": Jitted(jax.jit(apply), (params, buffers, *on_device[:2])),
+        "forward+backward": Jitted(jax.jit(both), (params, buffers, *on_device)),
     }
     arrays = {name: np.asarray(x) for name, x in (named_arrays(params) | named_arrays(buffers)).items()}
     return Case(d_model, 4 * d_model, length + 2, arrays, hidden, residual, (w0, w1)), functions
@@ -98,7 +114,7 @@ def torch_functions(case: Case, *, device: str = "cpu", dtype: str = "float32") 
     block.load_state_dict(state_dict_of(case.params))
     block = block.to(device)
     hidden, residual, w0, w1 = (torch.from_numpy(x).to(device) for x in (case.hidden, case.residual, *case.cotangents))
-    leaves = {name: p for name, p in block.named_parameters()} | {
+    leaves = dict(block.named_parameters()) | {
         "hidden": hidden.clone().requires_grad_(),
         "residual": residual.clone().requires_grad_(),
     }

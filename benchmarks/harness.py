@@ -137,7 +137,7 @@ def _number(value: float | None) -> str:
 def render(rows: Sequence[Row]) -> str:
     """The table, as text in columns."""
     head = ("part", "case", "jaxgen", "unit", "peer", "theirs", "times better", "goal")
-    lines = [head]
+    lines: list[tuple[str, ...]] = [head]
     for row in rows:
         goal = "" if row.goal is None else f"{row.goal}: {'pass' if row.goal.met(row) else 'MISS'}"
         lines.append((row.part, row.case, _number(row.ours), row.unit, row.peer, _number(row.theirs), _number(row.ratio), goal))

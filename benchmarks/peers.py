@@ -46,7 +46,7 @@ def hf_tokenizer() -> Callable[[str], list[int]]:
             return list(VOCABULARY)[index]
 
         def build_inputs_with_special_tokens(self, token_ids_0: list[int], token_ids_1: list[int] | None = None) -> list[int]:
-            return token_ids_0 + [VOCABULARY["[SEP]"]]
+            return [*token_ids_0, VOCABULARY["[SEP]"]]
 
     tokenizer = CharacterTokenizer()
 

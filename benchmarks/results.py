@@ -18,7 +18,9 @@ SEEDS = (1, 2, 3)
 RECIPE = ("--config.data.rc_aug=true", "--config.data.conjoin_eval=true", "--config.train.schedule.min_lr_fraction=0.01")
 HYENA = (
     *RECIPE,
-    "--config.train.learning_rate=4e-3",
+    "--config.train.batch_size=32",
+    "--config.train.eval_batch_size=256",
+    "--config.train.learning_rate=2e-3",
     "--config.train.schedule.warmup_fraction=0.1",
 )
 CNN = (*RECIPE, "--config.train.weight_decay=1.0")
@@ -27,9 +29,9 @@ RUNS = {
     ("gue/tf_0", "cnn"): (*CNN, "--config.train.epochs=15", "--config.data.max_shift=15"),
     ("gue/prom_core_notata", "cnn"): (*CNN, "--config.train.epochs=10", "--config.data.max_shift=2"),
     ("genomic_benchmarks/human_nontata_promoters", "cnn"): (*CNN, "--config.train.epochs=20", "--config.data.max_shift=10"),
-    ("gue/tf_0", "hyenadna_smoke"): (*HYENA, "--config.train.epochs=2", "--config.data.max_shift=3", "--config.train.eval_every=63"),
-    ("gue/prom_core_notata", "hyenadna_smoke"): (*HYENA, "--config.train.epochs=2", "--config.train.eval_every=83"),
-    ("genomic_benchmarks/human_nontata_promoters", "hyenadna_smoke"): (*HYENA, "--config.train.epochs=6", "--config.train.eval_every=56"),
+    ("gue/prom_core_notata", "hyenadna_smoke"): (*HYENA, "--config.train.epochs=1", "--config.train.eval_every=331"),
+    ("gue/tf_0", "hyenadna_smoke"): (*HYENA, "--config.train.epochs=3", "--config.data.max_shift=3", "--config.train.eval_every=506"),
+    ("genomic_benchmarks/human_nontata_promoters", "hyenadna_smoke"): (*HYENA, "--config.train.epochs=4"),
 }
 BASELINE_NAMES = {"genomic_benchmarks/human_nontata_promoters": "human_nontata_promoters(80/20 RandomState(0))"}
 
@@ -84,7 +86,10 @@ def summary(data: Path, out: Path) -> list[dict[str, object]]:
 
 
 def markdown(rows: list[dict[str, object]]) -> str:
-    lines = ["| task | model | seeds | test MCC | k-mer MCC | test accuracy | k-mer accuracy | NaN steps | s per run |", "|---|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| task | model | seeds | test MCC | k-mer MCC | test accuracy | k-mer accuracy | NaN steps | s per run |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for r in rows:
         lines.append(
             f"| {r['task']} | {r['model']} | {r['seeds']} | {r['mcc_mean']:.3f} ± {r['mcc_std']:.3f} | {r['kmer_mcc']:.3f} "

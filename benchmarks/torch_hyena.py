@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 
 def fft_conv(u_bdl: torch.Tensor, k_dl: torch.Tensor, skip_d: torch.Tensor) -> torch.Tensor:
@@ -63,7 +63,7 @@ class Block(nn.Module):
     def forward(self, hidden: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         residual = residual + hidden
         residual = residual + self.mixer(self.norm1(residual))
-        return self.fc2(F.gelu(self.fc1(self.norm2(residual)), approximate="tanh")), residual
+        return self.fc2(functional.gelu(self.fc1(self.norm2(residual)), approximate="tanh")), residual
 
 
 def state_dict_of(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
@@ -78,5 +78,3 @@ def state_dict_of(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
         leaf = {"kernel": "weight", "scale": "weight"}.get(leaf, leaf)
         state[f"{module.removeprefix('mixer.')}.{leaf}"] = torch.from_numpy(np.array(array, order="C"))
     return state
-
-

@@ -9,12 +9,12 @@ from jaxgen.config import split_variant
 def get_config(variant: str = "") -> ConfigDict:
     """No variant."""
     split_variant(variant)
-    c = pretrain.get_config("hyenadna_tiny_1k")
+    c = pretrain.get_config("hyenadna_smoke")
     c.data.fasta = "../shared/data/human_chr20_1mb/chr20_1mb.fa.gz"
     c.data.stride = 256  # overlapping windows: every base is seen at several positions
-    c.train.steps = 1500
-    c.train.batch_size = 16
+    c.train.steps = 1200
+    c.train.batch_size = 8
     c.train.eval_batch_size = 16
-    c.train.learning_rate = 2e-3
+    c.train.learning_rate = 3e-3
     c.train.eval_every = 150
     return c

@@ -75,7 +75,8 @@ def load_config(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> ConfigD
 def _set(config: ConfigDict, field: str, text: str) -> None:
     """Assign one override, converted to the type of the default."""
     *parents, name = field.split(".")
-    node, walked = config, "config"
+    node: Any = config
+    walked = "config"
     for parent in parents:
         if parent not in node or not isinstance(node[parent], ConfigDict):
             raise InputError(f"--config.{field}: {walked} has no group {parent!r}{nearest(parent, _fields(node))}")
@@ -90,7 +91,7 @@ def _set(config: ConfigDict, field: str, text: str) -> None:
     node[name] = _convert(text, node[name], field)
 
 
-def _fields(node: ConfigDict) -> Iterator[str]:
+def _fields(node: Any) -> Iterator[str]:
     return iter(node.keys())
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import numpy as np
 
@@ -25,8 +26,8 @@ def hg38(case: Case) -> Arrays:
         return _masked_rows(case)
     c = case.config
     train = [row for row in c["bed"] if row.split()[-1] == "train"]
-    tokenizer = tokenizers.get("caduceus")
-    ids = np.stack([tokenizer.lookup[np.frombuffer(sequence.encode(), np.uint8)] for sequence in c["sequences"]])
+    lookup: Any = tokenizers.get("caduceus").lookup
+    ids = np.stack([lookup[np.frombuffer(sequence.encode(), np.uint8)] for sequence in c["sequences"]])
     data, target = next_token_rows(ids)
     return {"dataset_len": np.array([len(train) * (MAX_WINDOW // c["max_length"])]), "data": data, "target": target}
 
@@ -85,4 +86,4 @@ def character_tokenizers(case: Case) -> Arrays:
         ids[i, : len(encoded["input_ids"])] = encoded["input_ids"]
         if row["attention_mask"] is not None:
             masks[i, : len(encoded["attention_mask"])] = encoded["attention_mask"]
-    return {"input_ids": ids, "attention_mask": masks, "complement_map": tokenizers.get("caduceus").complement}
+    return {"input_ids": ids, "attention_mask": masks, "complement_map": np.asarray(tokenizers.get("caduceus").complement)}

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -126,7 +127,7 @@ def sequence_decoder(case: Case) -> Arrays:
     shapes = {name: tuple(x.shape) for name, x in named_arrays(state).items()}
     loaded = key_table.load(tensors, decoder.KEY_TABLE, shapes, where=str(case.path))
     head = nnx.merge(graphdef, with_arrays(state, {name: jnp.asarray(x) for name, x in loaded.items()}))
-    lengths = case.arrays.get("lengths")
+    lengths: Any = case.arrays.get("lengths")
 
     def predict(strand: jax.Array) -> jax.Array:
         return head.linear(decoder.restrict(strand, c["mode"], c.get("l_output", 0), lengths))
@@ -135,7 +136,7 @@ def sequence_decoder(case: Case) -> Arrays:
         logits = (predict(hidden[..., 0]) + predict(hidden[..., 1])) / 2
     else:
         logits = predict(hidden)
-    computed: Mapping[str, jax.Array] = {"logits": logits}
+    computed: Mapping[str, Any] = {"logits": logits}
     if not c.get("l_output") and c["mode"] != "ragged":  # the head that fine-tuning uses is the same function
         head.pooling = {"pool": "mean"}.get(c["mode"], c["mode"])
         computed = computed | {"head_agrees": np.allclose(head(hidden), logits, atol=1e-5)}

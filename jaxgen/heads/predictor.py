@@ -46,7 +46,7 @@ class DirectPredictor(nnx.Module):
     def __call__(self, batch: Batch, *, train: bool, key: jax.Array | None = None) -> jax.Array:
         tokens, mask = _rows(batch["tokens"], batch["mask"])
         logits = self.backbone(tokens, mask=mask, train=train, key=key).hidden
-        return sum(jnp.split(logits, 2)) / 2 if batch["tokens"].ndim == 3 else logits
+        return logits.reshape(2, -1, logits.shape[-1]).mean(0) if batch["tokens"].ndim == 3 else logits
 
 
 def _rows(tokens: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:

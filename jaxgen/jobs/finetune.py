@@ -12,7 +12,7 @@ from jaxgen.jobs.tasks import load_task
 from jaxgen.jobs.training import Run, limited, model_spec, open_workdir, say, train
 from jaxgen.models.family import Family
 from jaxgen.train import objectives
-from jaxgen.train.evaluate import PredictionEvaluator
+from jaxgen.train.evaluate import Evaluator, PredictionEvaluator
 from jaxgen.train.state import Program
 
 # Split of the task -> name in result.json.
@@ -55,7 +55,7 @@ def run(config: ConfigDict) -> int:
         head = SequenceHead(spec.config.d_model, task.target.outputs, rngs, pooling=config.head.pooling)
         return SequencePredictor(backbone, head, masked=config.model.masked)
 
-    def evaluators(program: Program) -> dict[str, PredictionEvaluator]:
+    def evaluators(program: Program) -> dict[str, Evaluator]:
         rows = t.eval_batch_size or t.batch_size
         return {
             ours: PredictionEvaluator(program, limited(eval_batches(sources[split], rows, **process, **reading), 0), task.target.metrics)

@@ -12,7 +12,7 @@ from jaxgen.errors import InputError
 from jaxgen.heads.predictor import LanguageModel
 from jaxgen.jobs.training import Run, limited, model_spec, open_workdir, say, train
 from jaxgen.train import objectives
-from jaxgen.train.evaluate import SumEvaluator
+from jaxgen.train.evaluate import Evaluator, SumEvaluator
 from jaxgen.train.state import Program
 
 SPLITS = ("train", "valid", "test")
@@ -56,9 +56,9 @@ def run(config: ConfigDict) -> int:
     loader = train_loader(sources["train"], batch_size=t.batch_size, seed=config.seed, **process, **reading)
     say(f"{d.fasta}: {sum(genome.contigs.values()):,} bases, windows of {d.max_length}: {', '.join(f'{len(sources[s]):,} {s}' for s in SPLITS)}")
 
-    special = tuple({tokenizer.sep_id, tokenizer.cls_id, tokenizer.unk_id} - {None})
+    special = tuple(i for i in (tokenizer.sep_id, tokenizer.cls_id, tokenizer.unk_id) if i is not None)
 
-    def evaluators(program: Program) -> dict[str, SumEvaluator]:
+    def evaluators(program: Program) -> dict[str, Evaluator]:
         rows = t.eval_batch_size or t.batch_size
         return {
             split: SumEvaluator(program, limited(eval_batches(sources[split], rows, **process, **reading), t.eval_batches))

@@ -269,7 +269,7 @@ def _finish(
     results, predictions = {}, {}
     for split, evaluator in evaluators.items():
         results[split] = evaluator.metrics(best)
-        if isinstance(evaluator, PredictionEvaluator):
+        if isinstance(evaluator, PredictionEvaluator) and evaluator.last is not None:
             outputs, targets, _ = evaluator.last
             predictions[split] = (outputs, targets)
         say(f"{split}: {shown(results[split])}  (step {fitted.best_step})")

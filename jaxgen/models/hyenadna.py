@@ -206,7 +206,7 @@ class HyenaDNA(nnx.Module):
         return dropout(self.embedding(tokens_bl, jnp.dtype(self.config.dtype)), self.config.embed_dropout, key)
 
     def _run(self, x_bld: jax.Array, mask_bl: jax.Array | None, *, collect: bool) -> tuple[Any, Any]:
-        def step(block: Block, carry: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
+        def step(block: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
             carry = block(*carry, mask_bl)
             return carry, carry if collect else None
 

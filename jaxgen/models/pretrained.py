@@ -122,7 +122,7 @@ def _aligned(arrays: Mapping[str, np.ndarray], state: nnx.State) -> list[tuple[t
     return [((name, arrays[name]), abstract) for name, abstract in named_arrays(state).items()]
 
 
-def _recognise(public: Mapping[str, Any], tensors: Mapping[str, np.ndarray], folder: Path) -> Family:
+def _recognise(public: Mapping[str, Any], tensors: Mapping[str, np.ndarray], folder: Any) -> Family:
     for name in FAMILIES:
         family = get_family(name)
         if family.recognises(public, tensors):

@@ -21,7 +21,7 @@ def fft_length(length: int) -> int:
     """Smallest fast transform length that keeps a causal convolution of `length` samples free of wrap-around."""
     if jax.default_backend() == "tpu":
         return 1 << (2 * length - 1).bit_length()
-    return max(2, scipy.fft.next_fast_len(2 * length - 1, real=True))
+    return max(2, int(scipy.fft.next_fast_len(2 * length - 1, real=True) or 0))
 
 
 def _convolve(u_bld: jax.Array, k_ld: jax.Array) -> jax.Array:

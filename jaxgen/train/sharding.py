@@ -11,6 +11,8 @@ from jaxgen.errors import InputError
 from jaxgen.layers.variables import is_variable
 
 MESH_AXES = ("data", "fsdp", "tensor", "sequence")
+# Arrays of a batch whose second axis is positions.
+LENGTHWISE = ("tokens", "targets", "mask")
 # Logical axis -> mesh axis or axes. The only place that knows both vocabularies.
 RULES: dict[str | None, str | tuple[str, ...] | None] = {
     None: None,
@@ -24,7 +26,7 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
 }
 
 
-def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(sizes: Mapping[str, int], devices: list[Any] | None = None) -> Mesh:
     """A mesh with axes data, fsdp, tensor, sequence; one size may be -1, meaning "the rest".
 
     Raises:
@@ -67,13 +69,13 @@ def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
     return jax.tree.map(place, abstract_state, is_leaf=is_variable)
 
 
-def batch_sharding(mesh: Mesh, name: str, shape: tuple[int, ...], lengthwise: tuple[str, ...] = ("tokens", "targets", "mask")) -> NamedSharding:
+def batch_sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedSharding:
     """Rows over (data, fsdp); token arrays also over `sequence`.
 
     Raises:
       InputError: when the batch does not divide over the mesh.
     """
-    axes = ("batch", "length") if name in lengthwise and len(shape) > 1 else ("batch",)
+    axes: tuple[str | None, ...] = ("batch", "length") if name in LENGTHWISE and len(shape) > 1 else ("batch",)
     spec = partition_spec(mesh, axes + (None,) * (len(shape) - len(axes)), shape)
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if shape[0] % ways:
