@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from jaxgen.checkpoints.key_table import CONV, LINEAR, Row, strip_prefix
 from jaxgen.errors import InputError
@@ -41,6 +42,15 @@ class Config:
         return length
 
 
+def _whole_rows(x: jax.Array) -> jax.Array:
+    """Rows over the devices, positions and channels whole on each.
+
+    XLA's partitioner (0.10) computes wrong gradients of convolution and batch norm when it cuts them along `tensor` or `sequence`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty or mesh.size == 1 else jax.lax.with_sharding_constraint(x, PartitionSpec(("data", "fsdp")))
+
+
 class Stage(nnx.Module):
     """Valid convolution, batch norm, optional ReLU, max-pool 2."""
 
@@ -50,7 +60,7 @@ class Stage(nnx.Module):
         self.norm = BatchNorm(n_out, rngs)
 
     def __call__(self, x_blc: jax.Array, train: bool) -> jax.Array:
-        h = self.norm(self.conv(x_blc), train=train)
+        h = self.norm(_whole_rows(self.conv(_whole_rows(x_blc))), train=train)
         h = jax.nn.relu(h) if self.relu else h
         even = h[:, : h.shape[1] // 2 * 2]
         return even.reshape(h.shape[0], -1, 2, h.shape[2]).max(2)

@@ -32,7 +32,7 @@ def reference(kind: str) -> list[dict[str, float]]:
 
 
 # Compiling costs seconds a case; the others run with `make test-slow`.
-QUICK = {("lm", "data=8"), ("lm", "data=2,fsdp=2,tensor=2"), ("lm", "data=2,fsdp=2,sequence=2"), ("cnn", "data=2,fsdp=2,tensor=2")}
+QUICK = {("lm", "data=8"), ("lm", "data=2,fsdp=2,tensor=2"), ("lm", "data=2,fsdp=2,sequence=2"), ("cnn", "tensor=4,sequence=2")}
 CASES = [(kind, name) for kind in ("lm", "cnn") for name in MESHES] + [("classifier", "data=2,fsdp=2,sequence=2")]
 
 
@@ -44,7 +44,7 @@ def test_same_losses_as_one_device(kind, name):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
         assert ours.get("accuracy") == pytest.approx(theirs.get("accuracy"))
-    assert seen[-1]["loss"] < seen[0]["loss"]
+    assert len({ours["loss"] for ours in seen}) == STEPS
 
 
 def shards(array: jax.Array) -> tuple[int, ...]:
