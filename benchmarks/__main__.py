@@ -1,6 +1,6 @@
 """Prints one table of jaxgen against its peers and, with --output, writes it as JSON.
 
-python -m benchmarks [--only=tokens,fft] [--repeats=7] [--output=FILE] [--tables=FILE,FOLDER] [--smoke]
+python -m benchmarks [--only=tokens,fft] [--repeats=7] [--output=FILE] [--tables=FILE,FOLDER] [--one-core] [--smoke]
 """
 
 import argparse
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.harness import Note, Options, Row, machine, render
+from benchmarks.harness import Note, Options, Row, load_warning, machine, render, use_one_core
 
 # Name -> module with `run(options)`, a generator of Row and Note.
 PARTS = {
@@ -64,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="write rows, samples and machine to this JSON file")
     parser.add_argument("--tables", default="", help="label tables (files or folders) whose padding to report, comma-separated")
     parser.add_argument("--config", default=Options.config, help="config whose start to time")
+    parser.add_argument("--one-core", action="store_true", help="fft and block on one core by CPU time: for machines that others use too")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: shows that everything runs, not how fast")
     flags = parser.parse_args(argv)
     parts = [part for part in flags.only.split(",") if part]
@@ -73,8 +74,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if flags.repeats < 1:
         parser.error(f"--repeats={flags.repeats} must be at least 1")
     tables = tuple(table for table in flags.tables.split(",") if table)
-    options = Options(1 if flags.smoke else flags.repeats, flags.smoke, tables, flags.config)
+    options = Options(1 if flags.smoke else flags.repeats, flags.smoke, tables, flags.config, flags.one_core)
+    warning = load_warning(options.one_core)
+    if options.one_core:
+        use_one_core()
     rows, notes = measure(parts, options)
+    if warning:
+        notes.insert(0, Note("machine", warning))
+    if options.one_core:
+        notes.insert(0, Note("machine", "fft and block: CPU time on one core (--one-core)"))
     print(render(rows))
     for note in notes:
         print(f"note: {note.part}: {note.text}")

@@ -63,7 +63,7 @@ def run(options: Options) -> Iterator[Row | Note]:
             if peers:
                 contenders.append(Contender("torch", peers[name]))
             title = f"{name} B={batch} L={length} d={case.d_model}"
-            yield from compare("block", title, contenders, options.repeats, goal=GOAL if peers else None)
+            yield from compare("block", title, contenders, options.repeats, goal=GOAL if peers else None, clock=options.clock)
 
 
 def jax_functions(

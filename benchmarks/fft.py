@@ -35,7 +35,7 @@ def run(options: Options) -> Iterator[Row | Note]:
         peers = torch_functions(u, k, skip, w) if have("torch") else (None, None)
         for name, mine, peer in zip(("forward", "forward+backward"), ours, peers):
             contenders = [Contender("jaxgen", mine)] + ([Contender("torch.fft", peer)] if peer else [])
-            yield from compare("fft", f"{name} B={batch} L={length} D={CHANNELS}", contenders, options.repeats)
+            yield from compare("fft", f"{name} B={batch} L={length} D={CHANNELS}", contenders, options.repeats, clock=options.clock)
 
 
 def torch_functions(*arrays: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:

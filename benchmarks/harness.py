@@ -23,12 +23,19 @@ class Options:
       smoke: tiny sizes, to see that a part runs; the numbers mean nothing.
       tables: label tables (files or folders) whose padding is reported besides the shipped task's.
       config: the config whose start is timed.
+      one_core: `fft` and `block` on one core by its CPU time, which other users of the machine hardly disturb.
     """
 
     repeats: int = 7
     smoke: bool = False
     tables: tuple[str, ...] = ()
     config: str = "configs/quickstart.py"
+    one_core: bool = False
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """What `fft` and `block` are timed with."""
+        return time.process_time if self.one_core else time.perf_counter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +153,22 @@ def render(rows: Sequence[Row]) -> str:
     cells = [[text.rjust(w) if i in right else text.ljust(w) for i, (text, w) in enumerate(zip(line, widths))] for line in lines]
     cells.insert(1, ["-" * w for w in widths])
     return "\n".join("  ".join(line).rstrip() for line in cells)
+
+
+def use_one_core() -> None:
+    """Keeps this process, XLA and torch's OpenMP on one core. To be called before either is imported."""
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
+def load_warning(one_core: bool) -> str:
+    """Empty on an idle machine. On a busy one, threads that wait for each other make wall times of `fft` and `block` meaningless."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if one_core or load < 0.5 * cores:
+        return ""
+    return f"load average {load:.1f} on {cores} cores: do not trust wall times of fft, block and start; see --one-core"
 
 
 def machine() -> dict[str, Any]:

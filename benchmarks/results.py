@@ -23,15 +23,22 @@ HYENA = (
     "--config.train.learning_rate=2e-3",
     "--config.train.schedule.warmup_fraction=0.1",
 )
-CNN = (*RECIPE, "--config.train.weight_decay=1.0")
+CNN = (
+    *RECIPE,
+    "--config.train.batch_size=64",
+    "--config.train.eval_batch_size=256",
+    "--config.train.learning_rate=4e-3",
+    "--config.train.weight_decay=1.0",
+    "--config.train.schedule.warmup_fraction=0.05",
+)
 # (task, model) -> what differs from configs/finetune.py.
 RUNS = {
-    ("gue/tf_0", "cnn"): (*CNN, "--config.train.epochs=15", "--config.data.max_shift=15"),
-    ("gue/prom_core_notata", "cnn"): (*CNN, "--config.train.epochs=10", "--config.data.max_shift=2"),
-    ("genomic_benchmarks/human_nontata_promoters", "cnn"): (*CNN, "--config.train.epochs=20", "--config.data.max_shift=10"),
+    ("gue/tf_0", "cnn"): (*CNN, "--config.train.epochs=12", "--config.data.max_shift=25"),
+    ("gue/prom_core_notata", "cnn"): (*CNN, "--config.train.epochs=6", "--config.data.max_shift=2"),
+    ("genomic_benchmarks/human_nontata_promoters", "cnn"): (*CNN, "--config.train.epochs=15", "--config.data.max_shift=10"),
     ("gue/prom_core_notata", "hyenadna_smoke"): (*HYENA, "--config.train.epochs=1", "--config.train.eval_every=331"),
     ("gue/tf_0", "hyenadna_smoke"): (*HYENA, "--config.train.epochs=3", "--config.data.max_shift=3", "--config.train.eval_every=506"),
-    ("genomic_benchmarks/human_nontata_promoters", "hyenadna_smoke"): (*HYENA, "--config.train.epochs=4"),
+    ("genomic_benchmarks/human_nontata_promoters", "hyenadna_smoke"): (*HYENA, "--config.train.epochs=8"),
 }
 BASELINE_NAMES = {"genomic_benchmarks/human_nontata_promoters": "human_nontata_promoters(80/20 RandomState(0))"}
 

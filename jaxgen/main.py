@@ -10,10 +10,11 @@ import os
 import pkgutil
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from jaxgen.errors import InputError, nearest
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOTDIR)
 
 
 def available_jobs() -> dict[str, str]:
@@ -107,22 +108,34 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"config.job={config.job!r} is not a job{nearest(config.job, jobs)}")
     start_devices()
     start_compile_cache(config.compile_cache)
-    return importlib.import_module(f"jaxgen.jobs.{config.job}").run(config) or 0
+    try:
+        return importlib.import_module(f"jaxgen.jobs.{config.job}").run(config) or 0
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        advice = "free space or choose another --workdir, then run the same command again"
+        raise InputError(f"{error.filename or config.workdir}: {error.strerror}; {advice}") from error
+
+
+def _silence_echoes() -> None:
+    """A failed save is raised, and reported here; its echoes from the threads of Orbax and TensorStore would print tracebacks around it."""
+    for library in ("absl", "asyncio"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+
+    def report(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = report
 
 
 def entry(argv: Sequence[str] | None = None) -> None:
     """`main`, with wrong input reported as one line and exit code 2."""
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    _silence_echoes()
     try:
         code = main(sys.argv[1:] if argv is None else argv)
     except InputError as error:
         print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        code = 2
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
-            raise
-        where = error.filename or "a file of the run"
-        print(f"error: {where}: {error.strerror}; free space or choose another --workdir, then run the same command again", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         code = 130

@@ -149,13 +149,18 @@ class Windows(Protocol):
 
 
 def _contig_rows(bed: Bed, contigs: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
-    """(contig ids, contig lengths) of every BED row."""
+    """(contig ids, contig lengths) of every BED row, all of which must lie in the genome."""
     ids = {name: i for i, name in enumerate(contigs)}
     for name, line in zip(bed.contigs, bed.lines):
         if name not in ids:
             raise InputError(f"{bed.path}:{line}: the genome has no contig {name!r}{nearest(name, list(ids)[:2000])}")
     rows = np.array([ids[name] for name in bed.contigs], np.int64)
-    return rows, np.array(list(contigs.values()), np.int64)[rows]
+    lengths = np.array(list(contigs.values()), np.int64)[rows]
+    if (past := bed.ends > lengths).any():
+        i = int(np.flatnonzero(past)[0])
+        contig = f"contig {bed.contigs[i]!r} ({lengths[i]} bases)"
+        raise InputError(f"{bed.path}:{bed.lines[i]}: the interval ends at {bed.ends[i]}, outside {contig}; is the BED of another assembly?")
+    return rows, lengths
 
 
 class CaduceusWindows:
@@ -200,10 +205,6 @@ class HyenaDNAWindows:
         rows = bed.take_split(split)
         self.contig_ids, lengths = _contig_rows(rows, contigs)
         self.starts, self.ends, _, _ = hyenadna_windows(lengths, rows.starts, rows.ends, max_length)
-        outside = self.ends <= self.starts
-        if outside.any():
-            i = int(np.flatnonzero(outside)[0])
-            raise InputError(f"{bed.path}:{rows.lines[i]}: interval lies outside contig {rows.contigs[i]!r} ({lengths[i]} bases)")
 
     def __len__(self) -> int:
         return len(self.starts)

@@ -114,9 +114,7 @@ def model_spec(config: ConfigDict, length: Callable[[Family], int], classes: int
     if config.model.remat:
         runtime["remat"] = config.model.remat
     if config.init_from:
-        weights = read_weights(config.init_from, runtime)
-        if config.model.name and resolve(config.model.name)[0] is not weights.family:
-            raise InputError(f"init_from={config.init_from} is a {weights.family.name} checkpoint, but model.name={config.model.name}")
+        weights = read_weights(config.init_from, runtime, resolve(config.model.name)[0] if config.model.name else None)
         if weights.family.emits == "predictions":  # its own classifier comes along, so the task must be of its shape
             wanted = dataclasses.asdict(weights.family.for_task(weights.config, length(weights.family), classes))
             unfit = [f"{name}={value}, not {wanted[name]}" for name, value in dataclasses.asdict(weights.config).items() if wanted[name] != value]

@@ -51,19 +51,20 @@ def shapes_of(family: Family, config: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(x.shape) for name, x in named_arrays(nnx.state(abstract)).items()}
 
 
-def read_weights(path_or_hub_id: str, fields: Mapping[str, Any] | None = None) -> Weights:
+def read_weights(path_or_hub_id: str, fields: Mapping[str, Any] | None = None, expected: Family | None = None) -> Weights:
     """Read a public checkpoint folder, a hub id, or the workdir of an earlier run (its best step).
 
     Args:
       fields: config fields to change, e.g. {"modulation_shift": 0.0}.
+      expected: the family that it must be of; None for any.
 
     Raises:
-      InputError: nothing readable there, or tensors that do not fit the config (all of them are listed).
+      InputError: nothing readable there, another family, or tensors that do not fit the config (all of them are listed).
     """
     folder = epath.Path(path_or_hub_id) if "://" in str(path_or_hub_id) else hub.resolve(path_or_hub_id)
     if workdir.is_workdir(folder):
         run_model = workdir.read_model(folder)
-        family = get_family(run_model["family"])
+        family = _expect(get_family(run_model["family"]), expected, folder)
         config = override(family.config(**run_model["config"]), fields or {})
         arrays = workdir.read_arrays(folder)
         backbone = {name.removeprefix("backbone."): x for name, x in arrays.items() if name.startswith("backbone.")}
@@ -71,7 +72,7 @@ def read_weights(path_or_hub_id: str, fields: Mapping[str, Any] | None = None) -
         return Weights(family, config, backbone, {n: x for n, x in arrays.items() if not n.startswith("backbone.")})
     public, weights_file = readers.read_config(folder), readers.find_weights(folder)
     raw = readers.read_tensors(weights_file)
-    family = _recognise(public, raw, folder)
+    family = _expect(_recognise(public, raw, folder), expected, folder)
     tensors = family.public_names(raw)
     config = override(family.read_config(public, tensors, Path(weights_file).name), fields or {})
     head = {name: tensor for name, tensor in tensors.items() if re.search(family.head_keys, name)}
@@ -129,6 +130,12 @@ def _recognise(public: Mapping[str, Any], tensors: Mapping[str, np.ndarray], fol
             return family
     kind = public.get("model_type", "unknown")
     raise InputError(f"{folder}: a checkpoint of model_type {kind!r}; this version of jaxgen reads {', '.join(FAMILIES)}")
+
+
+def _expect(found: Family, expected: Family | None, where: Any) -> Family:
+    if expected is not None and found is not expected:
+        raise InputError(f"{where} is a {found.name} checkpoint, but a {expected.name} was asked for")
+    return found
 
 
 def _check_same(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:

