@@ -1,4 +1,7 @@
-"""The first run: a small HyenaDNA learns simulated promoters from scratch on a laptop CPU (data.path= for a real table).
+"""The first run: a small HyenaDNA learns SIMULATED promoters from scratch on a laptop CPU (data.path= for a real table).
+
+It reaches 0.74 test accuracy (MCC 0.49) where the generating model itself reaches 0.955, in 170 s of CPU time (2 shared cores; 5 min 40 s
+by the clock, beside other work).
 
     make quickstart
 """

@@ -63,6 +63,8 @@ def load_config(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> ConfigD
         module_spec.loader.exec_module(module)
     except SyntaxError as error:
         raise InputError(f"{path}:{error.lineno}: not valid Python: {error.msg}") from error
+    except ImportError as error:
+        raise InputError(f"{path}: {error}") from error
     if not hasattr(module, "get_config"):
         raise InputError(f"{path}: defines no get_config(variant)")
     config: ConfigDict = module.get_config(variant)

@@ -1,6 +1,6 @@
 """The front door: flags -> config -> devices -> the job named by `config.job`.
 
-    python -m jaxgen.main --config=FILE[:variant] [--config.field=value ...] --workdir=DIR
+python -m jaxgen.main --config=FILE[:variant] [--config.field=value ...] --workdir=DIR
 """
 
 import errno

@@ -1,6 +1,7 @@
 """Eight virtual CPU devices and one compile cache (`.cache/`, kept between runs) for every test."""
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -56,6 +57,7 @@ def run_here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 
         monkeypatch.setattr(training, "make_mesh", lambda sizes: make_mesh(sizes, jax.devices()[:devices]))
         monkeypatch.chdir(helpers.ROOT)
+        monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # the front door replaces it
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             entry([str(argument) for argument in arguments])

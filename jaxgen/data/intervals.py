@@ -159,7 +159,7 @@ def _contig_rows(bed: Bed, contigs: Mapping[str, int]) -> tuple[np.ndarray, np.n
     if (past := bed.ends > lengths).any():
         i = int(np.flatnonzero(past)[0])
         contig = f"contig {bed.contigs[i]!r} ({lengths[i]} bases)"
-        raise InputError(f"{bed.path}:{bed.lines[i]}: the interval ends at {bed.ends[i]}, outside {contig}; is the BED of another assembly?")
+        raise InputError(f"{bed.path}:{bed.lines[i]}: the interval ends at {bed.ends[i]}, outside {contig}; is it of another assembly?")
     return rows, lengths
 
 

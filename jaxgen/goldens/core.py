@@ -82,8 +82,8 @@ class Line:
     note: str = ""
 
     def __str__(self) -> str:
-        verdict = "ok" if self.ok else "FAIL"
-        return f"{self.name:44s} max abs error {self.error:10.3e}  atol {self.atol:g} rtol {self.rtol:g}  {verdict}{'  ' + self.note if self.note else ''}"
+        verdict = ("ok" if self.ok else "FAIL") + (f"  {self.note}" if self.note else "")
+        return f"{self.name:44s} max abs error {self.error:10.3e}  atol {self.atol:g} rtol {self.rtol:g}  {verdict}"
 
 
 Compute = Callable[[Case], Mapping[str, np.ndarray]]

@@ -54,7 +54,8 @@ def run(config: ConfigDict) -> int:
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     reading = {"num_threads": d.threads, "prefetch": d.prefetch}
     loader = train_loader(sources["train"], batch_size=t.batch_size, seed=config.seed, **process, **reading)
-    say(f"{d.fasta}: {sum(genome.contigs.values()):,} bases, windows of {d.max_length}: {', '.join(f'{len(sources[s]):,} {s}' for s in SPLITS)}")
+    counts = ", ".join(f"{len(sources[split]):,} {split}" for split in SPLITS)
+    say(f"{d.fasta}: {sum(genome.contigs.values()):,} bases, windows of {d.max_length}: {counts}")
 
     special = tuple(i for i in (tokenizer.sep_id, tokenizer.cls_id, tokenizer.unk_id) if i is not None)
 

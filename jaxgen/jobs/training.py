@@ -32,8 +32,8 @@ from jaxgen.train.sharding import make_mesh
 from jaxgen.train.state import Program, TrainState, init_state
 
 # Fields that may differ between the runs that share a workdir: they change neither parameters nor metrics.
-_NOT_BINDING = ("workdir", "compile_cache", "mesh", "data.threads", "data.prefetch", "data.cache", "train.log_every", "train.checkpoint_every")
-_NOT_BINDING += ("train.keep", "train.report")
+_NOT_BINDING = ("workdir", "compile_cache", "mesh", "data.threads", "data.prefetch", "data.cache")
+_NOT_BINDING += ("train.log_every", "train.checkpoint_every", "train.keep", "train.report")
 
 
 def say(text: str) -> None:
@@ -116,8 +116,9 @@ def model_spec(config: ConfigDict, length: Callable[[Family], int], classes: int
     if config.init_from:
         weights = read_weights(config.init_from, runtime, resolve(config.model.name)[0] if config.model.name else None)
         if weights.family.emits == "predictions":  # its own classifier comes along, so the task must be of its shape
-            wanted = dataclasses.asdict(weights.family.for_task(weights.config, length(weights.family), classes))
-            unfit = [f"{name}={value}, not {wanted[name]}" for name, value in dataclasses.asdict(weights.config).items() if wanted[name] != value]
+            has = dataclasses.asdict(weights.config)
+            needs = dataclasses.asdict(weights.family.for_task(weights.config, length(weights.family), classes))
+            unfit = [f"{name}={value}, not {needs[name]}" for name, value in has.items() if needs[name] != value]
             if unfit:
                 raise InputError(f"init_from={config.init_from} is a {weights.family.name} with {' and '.join(unfit)} as this task needs")
         return ModelSpec(weights.family, weights.config, weights.arrays)
@@ -257,9 +258,7 @@ def check_batches(t: ConfigDict, mesh: Mesh) -> None:
             raise InputError(f"train.{field}={rows} must be a multiple of {unit}: {factors}")
 
 
-def _finish(
-    config: ConfigDict, run: Run, fitted: Fitted, checkpoints: Any, evaluators: Mapping[str, Evaluator], log: RunLog
-) -> None:
+def _finish(config: ConfigDict, run: Run, fitted: Fitted, checkpoints: Any, evaluators: Mapping[str, Evaluator], log: RunLog) -> None:
     """Evaluate the selected step on every split; result.json last, so that its presence means a finished run."""
     best = fitted.state
     if fitted.best_step != fitted.steps:

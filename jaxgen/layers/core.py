@@ -35,6 +35,19 @@ def param(rngs: nnx.Rngs, init: Initializer, shape: tuple[int, ...], axes: tuple
     return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes, decay=decay)
 
 
+def along_features(v: jax.Array, x: jax.Array) -> jax.Array:
+    """A vector over the last axis in the shape and dtype of `x`.
+
+    Said outright, its gradient is one sum over all other axes at once; left to implicit broadcasting it is several, which XLA's CPU backend
+    computes many times slower for a batch of one long sequence.
+    """
+    return jax.lax.broadcast_in_dim(v.astype(x.dtype), x.shape, (x.ndim - 1,))
+
+
+def _positions_are_sharded() -> bool:
+    return jax.sharding.get_abstract_mesh().shape.get("sequence", 1) > 1
+
+
 class Linear(nnx.Module):
     """y = x W + b with W (in, out)."""
 
@@ -53,8 +66,12 @@ class Linear(nnx.Module):
         self.bias = param(rngs, bias_init, (n_out,), axes[1:], decay=False) if use_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x @ self.kernel[...].astype(x.dtype)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        kernel = self.kernel[...].astype(x.dtype)
+        if x.ndim == 2 or _positions_are_sharded():
+            y = x @ kernel
+        else:  # one tall matrix: XLA's CPU backend transposes a 3-D activation for the gradient of the kernel
+            y = (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+        return y if self.bias is None else y + along_features(self.bias[...], y)
 
 
 class Embedding(nnx.Module):
@@ -82,7 +99,7 @@ class LayerNorm(nnx.Module):
         h = x.astype(jnp.float32)
         h = h - h.mean(-1, keepdims=True)
         h = h * jax.lax.rsqrt(jnp.square(h).mean(-1, keepdims=True) + self.eps)
-        return (h * self.scale[...] + self.bias[...]).astype(dtype or x.dtype)
+        return (h * along_features(self.scale[...], h) + along_features(self.bias[...], h)).astype(dtype or x.dtype)
 
 
 class BatchNorm(nnx.Module):
@@ -134,8 +151,8 @@ class CausalDepthwiseConv(nnx.Module):
         length, width = x.shape[1], self.kernel.shape[0]
         kernel = self.kernel[...].astype(x.dtype)
         padded = jnp.pad(x, ((0, 0), (width - 1, 0), (0, 0)))
-        y = sum(padded[:, j : j + length] * kernel[j] for j in range(width))
-        return y + self.bias[...].astype(x.dtype)
+        y = sum(padded[:, j : j + length] * along_features(kernel[j], x) for j in range(width))
+        return y + along_features(self.bias[...], x)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

@@ -22,7 +22,9 @@ def make_stack(make_block: Callable[[nnx.Rngs], nnx.Module], n_layer: int, rngs:
     return nnx.vmap(make_block, in_axes=0, out_axes=0)(rngs.split(n_layer))
 
 
-def scan_stack(stack: nnx.Module, step: Callable[[nnx.Module, Any], tuple[Any, Any]], carry: Any, *, remat: str = "none") -> tuple[Any, Any]:
+def scan_stack(
+    stack: nnx.Module, step: Callable[[nnx.Module, Any], tuple[Any, Any]], carry: Any, *, remat: str = "none"
+) -> tuple[Any, Any]:
     """Run `step(block, carry) -> (carry, collected)` over the blocks of a stack.
 
     `remat` ("none", "full", "dots") says what the backward pass recomputes; it never changes parameter names.

@@ -71,7 +71,7 @@ class CNN(nnx.Module):
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         if config.n_positions < 1:
-            raise InputError(f"CNN: input_len {config.input_len} is too short; three stages need at least 78 bases")
+            raise InputError(f"CNN: input_len {config.input_len} is too short; three stages need at least 57 bases")
         self.config = config
         self.embedding = Embedding(config.vocab_size, config.embedding_dim, rngs, init=normal(1.0))
         widths = (config.embedding_dim, *CHANNELS)
@@ -138,8 +138,10 @@ FAMILY = Family(
     default_size="default",
     recognises=lambda public, tensors: any(re.search(r"(^|\.)cnn_model\.0\.weight$", name) for name in tensors),
     read_config=_read_config,
-    write_config=lambda config: {"model_type": "genomic_benchmark_cnn"}
-    | {name: getattr(config, name) for name in ("number_of_classes", "vocab_size", "embedding_dim", "input_len")},
+    write_config=lambda config: (
+        {"model_type": "genomic_benchmark_cnn"}
+        | {name: getattr(config, name) for name in ("number_of_classes", "vocab_size", "embedding_dim", "input_len")}
+    ),
     public_names=_public_names,
     key_table=key_table,
     export_name=lambda name: "model." + name,

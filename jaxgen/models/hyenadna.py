@@ -5,6 +5,7 @@ Array names end in their axes: b batch, l length, d features, e positional featu
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +17,7 @@ from flax import nnx
 
 from jaxgen.checkpoints.key_table import LINEAR, Row, strip_prefix
 from jaxgen.errors import InputError
-from jaxgen.layers.core import Buffer, CausalDepthwiseConv, Embedding, LayerNorm, Linear, dropout, normal, ones, param
+from jaxgen.layers.core import Buffer, CausalDepthwiseConv, Embedding, LayerNorm, Linear, dropout, normal, param
 from jaxgen.layers.output import Output
 from jaxgen.layers.stack import make_stack, scan_stack
 from jaxgen.models.family import Family
@@ -108,7 +109,7 @@ class ImplicitFilter(nnx.Module):
             layer.kernel.set_metadata(decay=False)
             return layer
 
-        self.layers = nnx.List([linear(n_in, n_out) for n_in, n_out in zip(widths, widths[1:])])
+        self.layers = nnx.List([linear(n_in, n_out) for n_in, n_out in itertools.pairwise(widths)])
         self.last = linear(f, n_channels, use_bias=False)
         self.freq = param(rngs, lambda *_: jnp.full((f,), config.activation_freq), (f,), (None,), decay=False)
         self.bias = param(rngs, normal(1.0), (n_channels,), (None,), decay=False)
@@ -355,7 +356,7 @@ def _write_config(config: Config) -> dict[str, Any]:
 
 
 def _token_flops(config: Config, length: int) -> float:
-    """Multiply-adds counted twice; FFTs at 2.5 n log2 n a real transform of n = 2 length, two per channel and token row (the filter's is shared)."""
+    """Multiply-adds counted twice; a real FFT of n = 2 length at 2.5 n log2 n, two per channel and row (the filter's is shared)."""
     d = config.d_model
     dense = 2 * d * ((config.order + 1) * d + d + 2 * config.d_inner) + 2 * d * config.n_tokens / config.n_layer
     n = 2 * length

@@ -66,7 +66,8 @@ def causal_fft_conv(u: jax.Array, k: jax.Array, skip: jax.Array | None = None) -
     convolve = _convolve if specs is None else jax.shard_map(_convolve, in_specs=specs, out_specs=specs[0])
     y = convolve(u32, k32)
     if skip is not None:
-        y = y + u32 * skip.astype(jnp.float32)
+        # An explicit broadcast, as in layers.core.along_features: its gradient is one sum.
+        y = y + u32 * jax.lax.broadcast_in_dim(skip.astype(jnp.float32), u32.shape, (2,))
     return y.astype(u.dtype)
 
 

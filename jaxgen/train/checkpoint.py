@@ -95,7 +95,8 @@ class Checkpoints:
         except InputError:
             raise
         except (ValueError, OSError) as error:  # TensorStore's errors are ValueErrors
-            raise InputError(f"checkpoint {self._folder(step)} is damaged ({_first_line(error)}); delete it to go on from the one before") from error
+            where = f"checkpoint {self._folder(step)}"
+            raise InputError(f"{where} is damaged ({_first_line(error)}); delete it to go on from the one before") from error
 
     def wait(self) -> None:
         """Until every save is on disk; raises what went wrong in the background."""
@@ -124,8 +125,9 @@ class _DiskErrors:
             return
         text = str(error)
         if isinstance(error, OSError) or any(word in text for word in ("No space left", "Disk quota", "RESOURCE_EXHAUSTED", "PERMISSION")):
+            reason = "No space left on device" if "No space left" in text else _first_line(error)
             raise InputError(
-                f"{self.where}: could not save a checkpoint ({_first_line(error)}); "
+                f"{self.where}: could not save a checkpoint ({reason}); "
                 "free space or choose another --workdir, then run the same command again"
             ) from error
 

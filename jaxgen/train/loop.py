@@ -198,8 +198,8 @@ def fit(
         if plan.nan_policy == "stop" and not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             log.log(at, "train", values)
             raise InputError(
-                f"step {at}: loss {values['loss']:g}, gradient norm {values['grad_norm']:g}: not finite; parameters were left as they were. "
-                "Lower train.learning_rate, use precision=float32, or set train.nan_policy=skip to skip such updates and count them"
+                f"step {at}: loss {values['loss']:g}, gradient norm {values['grad_norm']:g}: not finite; parameters were left as they "
+                "were. Lower train.learning_rate, use precision=float32, or set train.nan_policy=skip to skip such updates and count them"
             )
         progress.update(at, examples=plan.batch_size, tokens=tokens_per_step, loss=values["loss"])
         if at % plan.log_every == 0 or at in (1, plan.steps):

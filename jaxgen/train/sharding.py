@@ -40,7 +40,8 @@ def make_mesh(sizes: Mapping[str, int], devices: list[Any] | None = None) -> Mes
     if -1 in shape and len(devices) % known == 0:
         shape[shape.index(-1)] = len(devices) // known
     if int(np.prod(shape)) != len(devices):
-        raise InputError(f"mesh: {dict(zip(MESH_AXES, shape))} needs {known} devices (or a multiple, with -1), but there are {len(devices)}")
+        wanted = dict(zip(MESH_AXES, shape))
+        raise InputError(f"mesh: {wanted} needs {known} devices (or a multiple, with -1), but there are {len(devices)}")
     return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
 
 

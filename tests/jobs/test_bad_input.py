@@ -113,7 +113,7 @@ def test_one_line_in_a_process_of_its_own(tmp_path):
         ({"train__nan_policy": "ignore"}, ["nan_policy", "ignore"]),
         ({"train__lr_scale": "^haed=10"}, ["^haed"]),
         ({"model__freeze": "^backbome"}, ["^backbome"]),
-        ({"data__max_length": 40}, ["input_len", "78"]),
+        ({"data__max_length": 40}, ["input_len", "57"]),
     ],
 )
 def test_training_fields(refused, table, fields, words):
@@ -395,6 +395,7 @@ def test_disk_full_while_saving(small_disk, table):
     assert ended.code == 2, ended.err
     (error,) = (line for line in ended.err.splitlines() if line.startswith("error:"))
     assert str(small_disk) in error
+    assert "No space left on device" in error
     assert "run the same command again" in error
     assert "Traceback" not in ended.err
     assert not (small_disk / "run" / "result.json").exists()
