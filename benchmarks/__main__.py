@@ -20,6 +20,7 @@ PARTS = {
     "padding": "benchmarks.padding",
     "fft": "benchmarks.fft",
     "block": "benchmarks.block",
+    "lel": "benchmarks.lel",
     "start": "benchmarks.start",
     "gpu": "benchmarks.gpu",
 }

@@ -1,5 +1,7 @@
-"""How others turn genome windows into ids: the peers of the `tokens` part. Own minimal equivalents, numpy instead of torch tensors."""
+"""How others turn DNA into ids: the peers of the `tokens` part. Own minimal equivalents, numpy instead of torch tensors."""
 
+import os
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -55,6 +57,22 @@ def hf_tokenizer() -> Callable[[str], list[int]]:
         return ids if ids[-1] == VOCABULARY["[SEP]"] else [*ids, VOCABULARY["[SEP]"]]
 
     return encode
+
+
+def hf_kmer_tokenizer(tokenizer: Any) -> tuple[str, Callable[[list[str]], Any]]:
+    """The `transformers` tokenizer of a k-mer model over the vocabulary of ours: (name, texts -> padded ids)."""
+    import transformers
+
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(folder)
+        file = os.path.join(folder, "vocab.txt")
+        if tokenizer.name.startswith("nt"):
+            tokens = {"cls_token": "<cls>", "mask_token": "<mask>", "pad_token": "<pad>", "unk_token": "<unk>", "eos_token": None}
+            esm = transformers.EsmTokenizer(file, **tokens)
+            return "HF EsmTokenizer", lambda texts: esm(texts, padding=True)
+        bert, k = transformers.BertTokenizer(file, do_lower_case=False), tokenizer.k
+    # The model's users cut the sequences in Python first.
+    return "HF BertTokenizer", lambda texts: bert([" ".join([x[i : i + k] for i in range(len(x) - k + 1)]) for x in texts], padding=True)
 
 
 def read_windows(fasta: Any, contig: str, starts: list[int], length: int, encode: Callable[[str], list[int]]) -> dict[str, np.ndarray]:

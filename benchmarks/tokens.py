@@ -1,8 +1,9 @@
-"""Part `tokens`: bases -> batches of token ids, in MB of bases per second of one core.
+"""Part `tokens`: bases -> batches of token ids, in MB of bases, or in sequences, per second of one core.
 
 The clock is the CPU time of this process, which reads without threads: what one core does, whatever else the machine is busy with.
 """
 
+import itertools
 import os
 import tempfile
 import time
@@ -12,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import Contender, Goal, Note, Options, Row, compare, have
-from benchmarks.peers import dict_tokenizer, hf_tokenizer, read_windows
+from benchmarks.peers import dict_tokenizer, hf_kmer_tokenizer, hf_tokenizer, read_windows
 
 LENGTHS = (1024, 32768, 131072)
 GOAL = Goal("value", ">=", 200.0)
+KMER_GOAL = Goal("ratio", ">=", 100.0)
 MB = 1e6
 CONTIG = "simulated"
 
@@ -38,6 +40,8 @@ def run(options: Options) -> Iterator[Row | Note]:
                 case = f"genome {objective}{' + rc_aug' if rc_aug else ''} L={length}"
                 yield from compare("tokens", case, [ours, *peers], options.repeats, unit="MB/s", goal=GOAL, clock=time.process_time)
     yield from tables(options, encoders)
+    if have("transformers"):
+        yield from kmers(options)
 
 
 def write_genome(path: Path, bases: int) -> Path:
@@ -107,3 +111,21 @@ def tables(options: Options, encoders: dict[str, Callable[[str], list[int]]]) ->
         contenders.append(Contender(name.removeprefix("pyfaidx + "), lambda e=encode: theirs(e), megabases))
     case = f"table simulated_promoters, first epoch, L={len(texts[0])}"
     yield from compare("tokens", case, contenders, options.repeats, unit="MB/s", goal=GOAL, clock=time.process_time)
+
+
+def kmers(options: Options) -> Iterator[Row]:
+    """Padded batches of k-mer ids of the sequences that fine-tuning sees, against the tokenizers that the published models come with."""
+    from jaxgen import tokenizers
+
+    lengths, rows = ((251,), 32) if options.smoke else ((251, 1000), 2048)
+    for name, length in itertools.product(("nt_v2", "dnabert"), lengths):
+        letters = np.frombuffer(b"ACGT", np.uint8)[np.random.default_rng(0).integers(0, 4, (rows, length), np.uint8)]
+        texts = [row.tobytes().decode() for row in letters]
+        ours, few = tokenizers.get(name), texts[: max(1, rows // 64)]  # the peers are slow
+        peer_name, theirs = hf_kmer_tokenizer(ours)
+        contenders = [
+            Contender("jaxgen", lambda t=ours, x=texts: t.encode_batch(x), rows),
+            Contender(peer_name, lambda encode=theirs, x=few: encode(x), len(few)),
+        ]
+        case = f"{name} {ours.k}-mers, L={length}"
+        yield from compare("tokens", case, contenders, options.repeats, unit="sequences/s", goal=KMER_GOAL, clock=time.process_time)

@@ -18,17 +18,25 @@ def get_config(variant: str = "") -> ConfigDict:
     c.init_from = ""  # start from these weights: checkpoint folder, hub id, or workdir of an earlier run; empty = from scratch
     c.paths = ()  # inputs of jobs that take several folders (verify)
     c.precision = "float32"  # compute dtype: float32 or bfloat16; parameters, norms, FFTs and losses are always float32
+    c.faithful = False  # reproduce the published scripts with their leaks and quirks (crossval); false = sound, see docs/tf_perturbation.md
     c.compile_cache = "auto"  # folder of compiled programs; auto = ~/.cache/jaxgen/xla (or $JAXGEN_CACHE), empty = off
 
     c.model = ConfigDict()
     c.model.name = ""  # FAMILY or FAMILY_SIZE, e.g. hyenadna_tiny_1k
     c.model.config = ConfigDict()  # fields of the architecture to change, e.g. --config.model.config.n_layer=4
+    c.model.tokenizer = ""  # vocabulary: a tokenizer.json, vocab.txt, or folder; empty = the checkpoint's, the published one, or learned
     c.model.remat = ""  # what the backward pass recomputes: none, dots, full; empty = the model's own default
     c.model.freeze = ()  # regular expressions of parameter paths that are not trained, e.g. ^backbone
+    c.model.adapter = "full"  # what is trained: full (everything), probe (the head), ia3 or lora (an adapter and the head)
+    c.model.adapter_targets = ()  # public names of linear layers, or ends of them, e.g. attention.self.key; empty = all in the blocks
+    c.model.adapter_feedforward = ()  # ia3: the targets that are scaled on their input; the others on their output
+    c.model.adapter_rank = 8  # lora
+    c.model.adapter_alpha = 16.0  # lora: its product counts alpha / rank times
     c.model.masked = True  # keep padding out of backbone and pooling; false = as the published pipelines
 
     c.head = ConfigDict()
-    c.head.pooling = "mean"  # mean, max, sum, first, last
+    c.head.kind = "auto"  # own (the model's published classification head), pooled (one linear layer), auto = own where there is one
+    c.head.pooling = "mean"  # of the pooled head: mean, max, sum, first, last
 
     c.data = ConfigDict()
     c.data.task = ""  # table, simulated_promoters, ... ; empty for pre-training
@@ -38,6 +46,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.data.kind = "classification"  # table task: classification or regression
     c.data.split_seed = -1  # seed of splits that the data does not bring; -1 = seed
     c.data.max_length = 0  # tokens per example; 0 = longest training sequence, rounded up to a multiple of 8
+    c.data.buckets = 10  # most padded lengths that a table of many lengths gets, as few as leave < 5 % padding; 1 = max_length for all
     c.data.rc_aug = False  # reverse-complement training examples with probability 1/2
     c.data.max_shift = 0  # move training examples by a random number of bases up to this, either way
     c.data.conjoin_train = False  # train on both strands of every example, predictions averaged
@@ -49,6 +58,9 @@ def get_config(variant: str = "") -> ConfigDict:
     c.data.objective = "ntp"  # pre-training: ntp (next token) or mlm (masked)
     c.data.mlm_probability = 0.15  # share of positions that are predicted under mlm
     c.data.cache = ""  # folder for memory-mapped genomes; empty = ~/.cache/jaxgen (or $JAXGEN_CACHE)
+    c.data.gtf = ""  # prepare: annotation of data.fasta; windows around gene starts are written to the workdir
+    c.data.gene_list = ""  # prepare: text file with names or ids of the genes to take from data.gtf; empty = all
+    c.data.window = 12_000  # prepare: bases around a gene start, half of them on either side
     c.data.threads = 2  # reader threads
     c.data.prefetch = 4  # batches read ahead
 
@@ -85,10 +97,82 @@ def get_config(variant: str = "") -> ConfigDict:
     c.train.log_every = 10  # updates between lines of metrics.jsonl
     c.train.report = True  # write plots to report/
 
+    c.embed = ConfigDict()  # embed: one vector per sequence of data.path, a table with ids or a FASTA
+    c.embed.name = ""  # of the files; empty = the model's name
+    c.embed.files = ConfigDict()  # names in the workdir; {name}, {pooling}, {strand} and {layer} are filled in
+    c.embed.files.embeddings = "{name}_embeddings.npy"  # (sequences, width), rows in the order of the input
+    c.embed.files.ids = "{name}_ids.npy"  # unicode, one per row
+    c.embed.files.index = "{name}_gene_index.txt"  # the same as text, one per line
+    c.embed.files.offsets = "{name}_offsets.npy"  # pooling none: tokens of sequence i are the rows offsets[i] ... offsets[i + 1]
+    c.embed.id_column = "gene_id"  # table: name of the column with ids; the sequences are in data.sequence_column
+    c.embed.duplicates = "error"  # ids that occur again: error, or last = the last row of an id counts
+    c.embed.layer = -1  # which of the model's hidden states: 0 = the embedding, -1 = the last, after the final norm
+    c.embed.pooling = "mean"  # over real tokens, special ones included: mean, max, cls (first), last; none = all tokens
+    c.embed.strand = "forward"  # forward, rc (reverse complement), average of both
+    c.embed.dtype = "float32"  # of the file: float32 or float16
+    c.embed.special_tokens = True  # sequences stand between the tokenizer's special tokens
+    c.embed.max_length = 0  # most tokens, special ones included; 0 = what the model takes
+    c.embed.too_long = "error"  # longer sequences: error, truncate (counted), chunk (windows, averaged by their tokens)
+    c.embed.batch_tokens = 32768  # token positions per batch, padding included, over all devices
+
     c.baseline = ConfigDict()
     c.baseline.max_k = 5  # k-mers of 1 ... max_k bases
     c.baseline.strengths = (0.1, 1.0)  # inverse L2 strengths of the logistic regression, chosen on the validation split
     c.baseline.max_order = 8  # Markov models of order 0 ... max_order
+
+    c.perturbation = ConfigDict()  # crossval: expression changes of genes under perturbation of transcription factors (TFs)
+    c.perturbation.methods = ("all",)  # all, or some of lel_nt, lel_pca, mlp_nt, mlp_hyena, concat, xgboost, nt_ia3; mean runs always
+    c.perturbation.folds = 5  # cross-validation over perturbations
+    c.perturbation.folds_file = "auto"  # pickle, read or else written; auto = cv_splits_{folds}fold_{seed}.pkl of the data or the workdir
+    c.perturbation.top_genes = 0  # keep the genes of largest mean |change|; 0 = all
+    c.perturbation.max_genes = 0  # keep the first genes; 0 = all
+    c.perturbation.max_perturbations = 0  # keep the first perturbations; 0 = all
+    c.perturbation.drop_missing = False  # leave out perturbations without embedding or sequence instead of stopping; faithful always does
+    c.perturbation.bootstrap = 200  # resamples of perturbations behind the 95 % confidence intervals
+    c.perturbation.top_k = 20  # genes of largest |change| whose overlap is reported
+    c.perturbation.files = ConfigDict()  # names, looked for in data.path and its folders; see docs/tf_perturbation.md
+    c.perturbation.files.targets = ""  # perturbations x genes, CSV or Parquet; empty = the only targets_*.csv or targets*.parquet
+    c.perturbation.files.gene_index = "gene_index.txt"  # ids of the genes to keep, in order, one per line; without it all of the targets
+    c.perturbation.files.tf_sequences = "tf_sequences.csv"  # names, ids and DNA of the perturbed genes
+    c.perturbation.files.nt_tf = "NTv2_50m_tf_embeddings.npy"  # embeddings; the ids of their rows in the next field
+    c.perturbation.files.nt_tf_ids = "NTv2_50m_tf_ids.npy"  # .npy, or text with one id per line
+    c.perturbation.files.nt_gene = "NTv2_50m_gene_embeddings.npy"  # of the read-out genes
+    c.perturbation.files.nt_gene_ids = "NTv2_50m_gene_ids.npy"  # .npy, or text with one id per line
+    c.perturbation.files.hyena_tf = "hyenadna_tf_embeddings_mean.npy"  # embeddings of mlp_hyena and xgboost
+    c.perturbation.files.hyena_tf_ids = "hyenadna_tf_gene_index.txt"  # .npy, or text with one id per line
+    c.perturbation.simulated = ConfigDict()  # what is simulated when data.path is empty
+    c.perturbation.simulated.perturbations = 100  # perturbed TFs
+    c.perturbation.simulated.genes = 100  # read-out genes; three quarters of the TFs are among them where there is room
+    c.perturbation.simulated.length = 600  # bases per sequence
+    c.perturbation.lel = ConfigDict()  # lel_nt, lel_pca
+    c.perturbation.lel.ridge = 0.1  # lambda on either side
+    c.perturbation.lel.n_components = 10  # principal components (lel_pca)
+
+    c.perturbation.mlp = ConfigDict()  # mlp_nt, mlp_hyena
+    c.perturbation.mlp.hidden = (1024, 512, 256)  # widths of the hidden layers
+    c.perturbation.mlp.dropout = 0.2  # after every hidden layer
+    c.perturbation.mlp.learning_rate = 1e-3  # lowered on plateaus of the validation loss
+    c.perturbation.mlp.weight_decay = 1e-4  # AdamW, decoupled
+    c.perturbation.mlp.batch_size = 512  # perturbations per update
+    c.perturbation.mlp.epochs = 200  # at most
+    c.perturbation.mlp.patience = 10  # validations (every 5th epoch) without improvement before stopping
+    c.perturbation.concat = ConfigDict()  # concat
+    c.perturbation.concat.hidden = (512, 256, 128)  # widths of the hidden layers
+    c.perturbation.concat.learning_rate = 1e-4  # Adam, constant
+    c.perturbation.concat.weight_decay = 1e-4  # L2, in the gradient
+    c.perturbation.concat.batch_size = 4096  # pairs of perturbation and gene per update
+    c.perturbation.concat.epochs = 100  # at most
+    c.perturbation.concat.patience = 10  # epochs without improvement before stopping
+    c.perturbation.xgboost = ConfigDict()  # xgboost
+    c.perturbation.xgboost.n_estimators = 100  # trees per gene
+    c.perturbation.xgboost.n_jobs = 0  # genes fitted at the same time; 0 = one per core
+    c.perturbation.ia3 = ConfigDict()  # nt_ia3
+    c.perturbation.ia3.model = "nt_v2_smoke"  # FAMILY or FAMILY_SIZE with a classification head of its own; published: nt_v2_50m
+    c.perturbation.ia3.init_from = ""  # its weights: checkpoint folder, hub id or workdir; empty = random weights, which stay frozen too
+    c.perturbation.ia3.learning_rate = 1e-3  # Adam, constant
+    c.perturbation.ia3.epochs = 20  # all are run; the best one predicts
+    c.perturbation.ia3.batch_size = 4  # sequences per update
+    c.perturbation.ia3.buckets = 4  # most padded lengths
 
     c.mesh = ConfigDict()
     c.mesh.data = -1  # devices along each axis; one may be -1 = the rest

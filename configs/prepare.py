@@ -1,4 +1,4 @@
-"""Prepare data once: --config.data.fasta=GENOME.fa (genome store), or :TASK --config.data.path=FOLDER (ArrayRecord)."""
+"""Prepare data: --config.data.fasta=GENOME.fa (genome store; with .gtf= gene windows), or :TASK --config.data.path=FOLDER (ArrayRecord)."""
 
 from ml_collections import ConfigDict
 

@@ -134,9 +134,9 @@ def _convert(text: str, default: Any, field: str) -> Any:
             raise wrong("a number") from None
     if isinstance(default, tuple):
         parts = [part.strip() for part in text.strip("()[] ").split(",") if part.strip()]
-        if default and isinstance(default[0], float):
+        if default and isinstance(default[0], int | float):
             try:
-                return tuple(float(part) for part in parts)
+                return tuple(type(default[0])(part) for part in parts)
             except ValueError:
                 raise wrong("numbers separated by commas") from None
         return tuple(part.strip("'\"") for part in parts)

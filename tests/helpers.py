@@ -88,6 +88,12 @@ def hyenadna(table: Path, **fields: Any) -> list[str]:
     ]
 
 
+def finetune(model: str, table: Path, **fields: Any) -> list[str]:
+    """Arguments of a few steps of any model on a table; an empty name takes that of `init_from`."""
+    named = flags(**{} if model else {"model__name": ""})
+    return [f"--config=configs/finetune.py:{model},table", *flags(**_RUN | {"data__path": table} | fields), *named]
+
+
 def pretrain(fasta: Path, **fields: Any) -> list[str]:
     """Arguments of a tiny HyenaDNA language model on a FASTA."""
     return [

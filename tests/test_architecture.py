@@ -20,7 +20,7 @@ ALLOWED = {
     "tokenizers": FLOOR,
     "checkpoints": FLOOR,
     "data": FLOOR | {"tokenizers"},
-    "baselines": FLOOR | {"tokenizers", "data"},
+    "baselines": FLOOR | {"layers", "tokenizers", "data"},
     "models": FLOOR | {"ops", "layers", "tokenizers", "checkpoints"},
     "heads": FLOOR | {"ops", "layers", "checkpoints"},
     "train": FLOOR | {"ops", "layers", "checkpoints"},

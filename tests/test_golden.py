@@ -113,3 +113,19 @@ def test_what_cannot_be_verified(case, capsys, tmp_path, what):
     if code == 2:
         assert err.startswith("error:")
         assert err.count("\n") == 1
+
+
+def test_cases_of_tokenizers_may_be_files(tmp_path, capsys):
+    source = helpers.ROOT / "tests" / "goldens" / "tokenizers"
+    assert verify([str(source / "nt6mer.json"), str(source / "bpe_tiny")]) == 0
+    out = capsys.readouterr().out
+    assert "tokenizers/nt6mer/ids" in out
+    assert "tokenizers/bpe_tiny/ids" in out
+    rows = json.loads((source / "nt6mer.json").read_text())
+    rows[0]["ids"][-1] += 1
+    (tmp_path / "nt6mer_spoilt.json").write_text(json.dumps(rows))
+    assert verify([str(tmp_path)]) == 1
+    for name, content in (("nt6mer_broken.json", "{}"), ("another.json", json.dumps(rows))):
+        (tmp_path / name).write_text(content)
+        assert verify([str(tmp_path / name)]) == 1
+        assert name in capsys.readouterr().out

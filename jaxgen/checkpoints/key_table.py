@@ -59,6 +59,11 @@ class Row:
         if (self.also_public or self.tied_to) and not isinstance(self.public, str):
             raise ValueError(f"{self.public}: also_public and tied_to need a single public name")
 
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of ours, as a tuple."""
+        return _tuple(self.ours)
+
 
 class KeyTableError(InputError):
     """A checkpoint and a model do not fit. The message's first line sums up; `problems` lists every tensor."""

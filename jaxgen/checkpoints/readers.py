@@ -79,6 +79,9 @@ def _reader_of(path: Path) -> Callable[[Path], dict[str, np.ndarray]]:
         head = file.read(32)
     if path.name.endswith(".index.json"):
         return _read_sharded
+    # First of the formats told by content: the length that begins such a file may look like the beginning of a pickle.
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        return read_safetensors
     if path.suffix == ".msgpack":
         return _read_msgpack
     if path.name.endswith((".tar.gz", ".tgz")):

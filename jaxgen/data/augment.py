@@ -79,15 +79,14 @@ def mlm_rows(
         int32 (B, L) inputs and int32 (B, L) targets; positions whose target is `pad_id` are to be ignored.
     """
     masked, randomised, selected = (round(probability * share * 2**32) for share in (0.8, 0.9, 1.0))
-    # Stay in the dtype of `ids` (uint8 in the pipelines) and touch the few selected positions only: several times faster.
-    original = _without_n(ids, n_id, pad_id).reshape(-1)
-    at = np.flatnonzero(words.reshape(-1) <= np.uint32(selected - 1)) if selected else np.zeros(0, np.int64)
-    drawn, kept = words.reshape(-1)[at], original[at]
-    replaced = np.where(drawn < masked, original.dtype.type(mask_id), kept)
-    at_random = np.flatnonzero((drawn >= masked) & (drawn < randomised))
-    replaced[at_random] = (drawn[at_random].astype(np.int64) - masked) * vocab_size // max(randomised - masked, 1)
-    data, target = original.copy(), np.full(original.shape, pad_id, original.dtype)
-    data[at], target[at] = replaced, kept
+    original, words, kind = _without_n(ids, n_id, pad_id).reshape(-1), words.reshape(-1), ids.dtype.type
+    is_selected = words <= np.uint32(selected - 1) if selected else np.zeros(words.shape, bool)
+    is_masked = words < np.uint32(masked)
+    # Arithmetic in the dtype of `ids` (uint8 in the pipelines) instead of branches: several times faster than np.where.
+    target = (original - kind(pad_id)) * is_selected + kind(pad_id)
+    data = (original - kind(mask_id)) * ~is_masked + kind(mask_id)
+    at_random = np.flatnonzero(~is_masked & (words < np.uint32(randomised)))
+    data[at_random] = (words[at_random].astype(np.int64) - masked) * vocab_size // max(randomised - masked, 1)
     return data.astype(np.int32).reshape(ids.shape), target.astype(np.int32).reshape(ids.shape)
 
 

@@ -1,11 +1,14 @@
 """FASTA in one streaming pass: header lines found and line breaks removed chunk by chunk, never base by base."""
 
+import contextlib
 import gzip
 import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
+
+import pyfaidx
 
 from jaxgen.data.tables import LETTERS
 from jaxgen.errors import InputError
@@ -128,13 +131,7 @@ def check_fai(path: str, contigs: dict[str, int]) -> None:
         return
     stale = "; the index is older than the FASTA" if os.path.getmtime(index) < os.path.getmtime(path) else ""
     remedy = f"{stale}; delete it or rebuild it with `samtools faidx`"
-    listed: dict[str, int] = {}
-    with open(index, encoding="utf-8", errors="replace") as file:
-        for number, text in enumerate(file, 1):
-            fields = text.rstrip("\n").split("\t")
-            if len(fields) < 5 or not fields[1].isdigit():
-                raise InputError(f"{index}:{number}: not a FASTA index line{remedy}")
-            listed[fields[0]] = int(fields[1])
+    listed = _read_index(index, remedy)
     for name, length in contigs.items():
         if name not in listed:
             raise InputError(f"{index}: does not list contig {name!r} of the FASTA{remedy}")
@@ -142,3 +139,22 @@ def check_fai(path: str, contigs: dict[str, int]) -> None:
             raise InputError(f"{index}: says {listed[name]} bases for contig {name!r}, but the FASTA has {length}{remedy}")
     if extra := listed.keys() - contigs.keys():
         raise InputError(f"{index}: lists contig {min(extra)!r}, which the FASTA does not have{remedy}")
+
+
+def _read_index(index: str, remedy: str) -> dict[str, int]:
+    """Contig name -> length, as pyfaidx reads the index."""
+    try:
+        # The index stands in for the FASTA, which pyfaidx would open but not need, and refuse when it is compressed.
+        with contextlib.closing(pyfaidx.Faidx(index, indexname=index, build_index=False)) as reader:
+            return {name: record.rlen for name, record in reader.index.items()}
+    except (ValueError, pyfaidx.FastaIndexingError):
+        names = set()
+        with open(index, encoding="utf-8", errors="replace") as file:
+            for number, line in enumerate(file, 1):
+                name, *numbers = line.rstrip().split("\t")
+                if len(numbers) != 4 or not all(field.isdigit() for field in numbers):
+                    raise InputError(f"{index}:{number}: not a FASTA index line{remedy}") from None
+                if name in names:
+                    raise InputError(f"{index}:{number}: lists contig {name!r} a second time{remedy}") from None
+                names.add(name)
+        raise InputError(f"{index}: not a FASTA index{remedy}") from None

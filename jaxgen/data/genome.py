@@ -4,8 +4,8 @@ Store file, built once per FASTA: the bases of all contigs one after the other, 
 length as 8 little-endian bytes, and 8 bytes of magic. A base is the ASCII letter of the FASTA as written, so bit 0x20 of every
 byte IS the soft mask (lower case = repeat-masked) and `base & 0xDF` is the upper-case letter.
 
-The contig lengths come out of the same pass that writes the bases, for plain gzip too (which pyfaidx refuses). A `.fai` next to the
-FASTA is checked against them; none is written.
+The trailer is the store's own index: its contig lengths come out of the pass that writes the bases, for plain gzip too (which
+pyfaidx refuses). A `.fai` next to the FASTA, read through pyfaidx, is checked against them; none is written.
 """
 
 import hashlib

@@ -1,8 +1,9 @@
 """Batches through grain. The global order of examples does not depend on the number of processes, threads or restarts.
 
-Element s of a training stream is this process's slice of global batch s; epoch e visits the examples in the order of
-`permutation(..., seed, e)`, and the randomness of a row depends on (seed, step, row in the global batch) alone. The only state is
-the global step, so a checkpoint continues identically on another number of processes.
+Element s of a training stream is this process's slice of global batch s; the order of an epoch is a function of (seed, epoch) (see
+order.py), and the randomness of a row depends on (seed, step, row in the global batch) alone. The only state is the global step, so
+a checkpoint continues identically on another number of processes. With length buckets a batch is as long as its longest bucket, the
+same on all processes.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +12,8 @@ from typing import Any
 import grain
 import numpy as np
 
-from jaxgen.data.random import RowRandom, permutation
+from jaxgen.data.order import BucketedOrder, Cut, Rows, ShuffledOrder
+from jaxgen.data.random import RowRandom
 from jaxgen.data.sources import BatchSource, GenomeWindows, TableSource, table_sources, token_length
 from jaxgen.errors import InputError
 
@@ -31,54 +33,52 @@ Batch = dict[str, np.ndarray]
 _FOREVER = 1 << 62
 
 
-class _TrainStep:
+class _Step:
     """Step number -> this process's rows of that global batch. A class, so that worker processes can unpickle it."""
 
     def __init__(
-        self, source: BatchSource, batch_size: int, seed: int, process_index: int, process_count: int, shuffle: bool, drop_last: bool
+        self,
+        source: BatchSource,
+        batch_size: int,
+        seed: int,
+        process_index: int,
+        process_count: int,
+        buckets: tuple[int, ...],
+        *,
+        shuffle: bool,
+        drop_last: bool,
     ):
-        rows = _rows_per_process(batch_size, process_index, process_count)
-        n = len(source)
-        self.steps_per_epoch = n // batch_size if drop_last else -(-n // batch_size)
-        if not self.steps_per_epoch:
+        if batch_size < 1 or batch_size % process_count:
+            raise InputError(f"batch size {batch_size} must be a positive multiple of the {process_count} processes")
+        if not 0 <= process_index < process_count:
+            raise InputError(f"process index {process_index} outside 0 ... {process_count - 1}")
+        n, rows = len(source), batch_size // process_count
+        steps = n // batch_size if drop_last else -(-n // batch_size)
+        if not steps:
             raise InputError(f"batch size {batch_size} is larger than the {n} training examples; lower it")
-        self.source, self.batch_size, self.seed, self.shuffle = source, batch_size, seed, shuffle
-        self.first_row, self.rows = process_index * rows, rows
+        self.source, self.seed, self.cut = source, seed, Cut(n, batch_size, process_index * rows, rows, steps, seed if shuffle else None)
+        if len(buckets) > 1:
+            self.order = BucketedOrder(self.cut, source.lengths, buckets)
+        else:
+            self.order = ShuffledOrder(self.cut)
 
+    def read(self, rows: Rows, random: RowRandom) -> Batch:
+        width = {} if rows.width is None else {"width": rows.width}
+        return self.source.batch(rows.indices, random, **width) | {"weight": rows.weight}
+
+
+class _TrainStep(_Step):
     def __call__(self, step: int) -> Batch:
-        epoch, step_in_epoch = divmod(int(step), self.steps_per_epoch)
-        positions, weight = _positions(step_in_epoch * self.batch_size + self.first_row, self.rows, len(self.source))
-        indices = permutation(positions, len(self.source), self.seed, epoch) if self.shuffle else positions
-        batch = self.source.batch(indices, RowRandom(self.seed, int(step), self.first_row))
-        return batch | {"weight": weight}
+        epoch, step_in_epoch = divmod(int(step), self.cut.steps)
+        return self.read(self.order(epoch, step_in_epoch), RowRandom(self.seed, int(step), self.cut.first_row))
 
 
-class _EvalStep:
-    """Step number -> this process's rows of that batch, in the order of the examples."""
-
-    def __init__(self, source: BatchSource, batch_size: int, seed: int, process_index: int, process_count: int):
-        self.rows = _rows_per_process(batch_size, process_index, process_count)
-        self.source, self.batch_size, self.seed, self.first_row = source, batch_size, seed, process_index * self.rows
-
+class _EvalStep(_Step):
     def __call__(self, step: int) -> Batch:
-        first = int(step) * self.batch_size + self.first_row
-        positions, weight = _positions(first, self.rows, len(self.source))
-        # Rows are numbered over the whole split, so that random masks do not change with the batch size.
-        return self.source.batch(positions, RowRandom(self.seed, 0, first)) | {"weight": weight}
-
-
-def _rows_per_process(batch_size: int, process_index: int, process_count: int) -> int:
-    if batch_size < 1 or batch_size % process_count:
-        raise InputError(f"batch size {batch_size} must be a positive multiple of the {process_count} processes")
-    if not 0 <= process_index < process_count:
-        raise InputError(f"process index {process_index} outside 0 ... {process_count - 1}")
-    return batch_size // process_count
-
-
-def _positions(first: int, rows: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions first ... first + rows - 1; those beyond n repeat the last example with weight 0, so that shapes never change."""
-    positions = np.arange(first, first + rows, dtype=np.int64)
-    return np.minimum(positions, n - 1), (positions < n).astype(np.float32)
+        rows = self.order(0, int(step))
+        # Places are numbered over the whole split, so that random masks do not change with the batch size.
+        batch = self.read(rows, RowRandom(self.seed, 0, int(step) * self.cut.batch_size + self.cut.first_row))
+        return batch if rows.width is None else batch | {"index": rows.indices.astype(np.int32)}
 
 
 class TrainIterator(Iterator[Batch]):
@@ -128,6 +128,7 @@ def train_loader(
     num_workers: int = 0,
     shuffle: bool = True,
     drop_last: bool = True,
+    buckets: tuple[int, ...] = (),
 ) -> TrainIterator:
     """Training batches, infinitely many.
 
@@ -141,7 +142,9 @@ def train_loader(
         prefetch: batches made ahead of time.
         num_workers: worker processes (each with its own threads); 0 stays in this process.
         shuffle: a new order in every epoch, or the order of the source.
-        drop_last: leave out the rest that does not fill a batch; otherwise it comes padded, with weight 0 on the padding.
+        drop_last: leave out the rest that does not fill a batch, n % batch_size random examples of every epoch; otherwise it comes
+            padded, with weight 0 on the padding.
+        buckets: padded lengths, from `bucket_lengths` of `source.lengths`; a batch has one of them. Fewer than two: all batches alike.
 
     Returns:
         An iterator over dicts of arrays with b = batch_size / process_count rows: those of `source.batch` and `weight`
@@ -150,14 +153,14 @@ def train_loader(
     Raises:
         InputError: a batch size that does not fit the examples or the processes.
     """
-    step = _TrainStep(source, batch_size, seed, process_index, process_count, shuffle, drop_last)
+    step = _TrainStep(source, batch_size, seed, process_index, process_count, buckets, shuffle=shuffle, drop_last=drop_last)
     options = _read_options(num_threads, prefetch)
 
     def make(first_step: int) -> grain.IterDataset:
         dataset = grain.MapDataset.range(first_step, _FOREVER).map(step).to_iter_dataset(options)
         return dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers)) if num_workers else dataset
 
-    return TrainIterator(make, step.steps_per_epoch, start_step)
+    return TrainIterator(make, step.cut.steps, start_step)
 
 
 class EvalBatches:
@@ -186,22 +189,23 @@ def eval_batches(
     seed: int = 0,
     num_threads: int = 2,
     prefetch: int = 4,
+    buckets: tuple[int, ...] = (),
 ) -> EvalBatches:
-    """All examples in order, each exactly once over all processes.
+    """All examples, each exactly once over all processes, in order or, with buckets, from short to long.
 
-    The last batch is padded with rows of weight 0, so shapes never change. Row r of global batch s is example
-    s * batch_size + r, and process p holds rows [p * b, (p + 1) * b) with b = batch_size / process_count.
+    The last batch is padded with rows of weight 0. Without buckets, row r of global batch s is example s * batch_size + r; with
+    them, `index` int32 (b,) in the batch says which example a row is. Process p holds rows [p * b, (p + 1) * b) of every global
+    batch, with b = batch_size / process_count.
 
     Args:
         source: examples.
         batch_size: rows of the GLOBAL batch; a multiple of `process_count`.
         seed: seeds random masks, which depend on the example alone and not on the batch size.
-        num_threads, prefetch: as for `train_loader`.
+        num_threads, prefetch, buckets: as for `train_loader`.
     """
-    step = _EvalStep(source, batch_size, seed, process_index, process_count)
-    steps = -(-len(source) // batch_size)
-    dataset = grain.MapDataset.range(steps).map(step).to_iter_dataset(_read_options(num_threads, prefetch))
-    return EvalBatches(dataset, steps, len(source))
+    step = _EvalStep(source, batch_size, seed, process_index, process_count, buckets, shuffle=False, drop_last=False)
+    dataset = grain.MapDataset.range(step.cut.steps).map(step).to_iter_dataset(_read_options(num_threads, prefetch))
+    return EvalBatches(dataset, step.cut.steps, len(source))
 
 
 def _read_options(num_threads: int, prefetch: int) -> grain.ReadOptions:

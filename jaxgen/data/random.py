@@ -1,6 +1,7 @@
-"""Counter-based randomness: a draw is a function of (seed, stream, step, row), not of who asks for it or in which order.
+"""Randomness by number: a draw is a function of (seed, stream, step, row), not of who asks for it or in which order.
 
-So any number of processes and threads, and a resumed run, see the same numbers. Generator: Philox 4x64 (Salmon et al. 2011).
+So any number of processes and threads, and a resumed run, see the same numbers. Generator: PCG-64 DXSM (O'Neill 2014), which jumps
+to any row of a step at once; each (seed, stream, step) has its own state through numpy's SeedSequence.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 STREAM_REVERSE_COMPLEMENT = 1
 STREAM_MLM = 2
 STREAM_SHIFT = 3
+STREAM_BATCHES = 4
 
 _MASK64 = (1 << 64) - 1
 
@@ -31,11 +33,9 @@ def raw_rows(seed: int, step: int, first_row: int, n_rows: int, words_per_row: i
     Returns:
         uint64 (n_rows, words_per_row).
     """
-    blocks = -(-words_per_row // 4)  # one counter value yields four words
-    key = np.array([seed & _MASK64, stream], np.uint64)
-    counter = np.array([(first_row * blocks) & _MASK64, 0, step & _MASK64, 0], np.uint64)
-    words = np.random.Philox(key=key, counter=counter).random_raw(n_rows * blocks * 4)
-    return words.reshape(n_rows, blocks * 4)[:, :words_per_row]
+    generator = np.random.PCG64DXSM(np.random.SeedSequence((seed & _MASK64, stream, step)))
+    generator.advance(first_row * words_per_row)
+    return generator.random_raw(n_rows * words_per_row).reshape(n_rows, words_per_row)
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def permutation(index: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
-    """Images of `index` under the pseudo-random bijection of range(n) given by (seed, epoch), in O(1) memory.
+def permutation(index: np.ndarray, n: int, seed: int, epoch: int, stream: int = 0) -> np.ndarray:
+    """Images of `index` under the pseudo-random bijection of range(n) given by (seed, epoch, stream), in O(1) memory.
 
     A Feistel network over the smallest power of two that holds n; values that land outside range(n) are sent through
     again (cycle walking), less than two rounds on average.
@@ -80,7 +80,7 @@ def permutation(index: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
     Args:
         index: integers in [0, n), any shape.
         n: size of the set.
-        seed, epoch: choose the permutation.
+        seed, epoch, stream: choose the permutation.
 
     Returns:
         int64, shape of `index`.
@@ -90,7 +90,7 @@ def permutation(index: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
         raise ValueError(f"index outside [0, {n})")
     bits = max(2, (n - 1).bit_length())
     low, high = bits // 2, bits - bits // 2
-    keys = raw_rows(seed, epoch, 0, 1, 8, stream=0)[0]
+    keys = raw_rows(seed, epoch, 0, 1, 8, stream)[0]
 
     def encrypt(x: np.ndarray) -> np.ndarray:
         # Unbalanced halves swap their widths each round; an even number of rounds restores them.

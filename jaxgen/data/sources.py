@@ -5,6 +5,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxgen.data.augment import conjoin, mlm_rows, next_token_rows, reverse_complement, reverse_complement_text, shift
+from jaxgen.data.buckets import padded_lengths
 from jaxgen.data.genome import Genome
 from jaxgen.data.intervals import Windows
 from jaxgen.data.random import STREAM_MLM, STREAM_REVERSE_COMPLEMENT, STREAM_SHIFT, RowRandom
@@ -26,7 +27,10 @@ class BatchSource(Protocol):
         ...
 
     def batch(self, indices: np.ndarray, random: RowRandom) -> dict[str, np.ndarray]:
-        """Arrays of the examples `indices` (int64 (b,)), one per row, with the randomness of those rows."""
+        """Arrays of the examples `indices` (int64 (b,)), one per row, with the randomness of those rows.
+
+        A source with `lengths` (n,), tokens per example, also takes `width`, the padded length of this batch.
+        """
         ...
 
 
@@ -51,7 +55,7 @@ class TableSource:
 
     Attributes:
         max_length: L.
-        lengths: int32 (n,) real tokens per example.
+        lengths: int32 (n,) positions that an example may fill: its real tokens on the longer strand, and the room for shifts.
         truncated: number of examples that fill all L tokens and may have lost their right end.
     """
 
@@ -81,76 +85,107 @@ class TableSource:
             raise InputError(f"max_shift {max_shift} must be 0 or more, and 0 for conjoined examples")
         self.rc_aug, self.max_shift, self.conjoin = rc_aug, max_shift, conjoin
         self._options: dict[str, Any] = {"add_special_tokens": add_special_tokens, "padding_side": padding_side}
-        self.max_length = max_length or token_length(examples.sequences, tokenizer, add_special_tokens)
+        self.max_length = max_length or token_length(examples.sequences, tokenizer, add_special_tokens, both_strands=rc_aug or conjoin)
         dtype = np.uint8 if tokenizer.vocab_size <= 256 else np.uint16 if tokenizer.vocab_size <= 65536 else np.int32
-        copies = 2 if rc_aug or conjoin else 1
-        self._cache = None
-        if len(examples) * self.max_length * copies * np.dtype(dtype).itemsize <= cache_bytes:
-            self._cache = [self._encode_all(turn, dtype) for turn in (False, True)[:copies]]
-            self.lengths = self._cache[0][1]
-        else:
-            self.lengths = self._encode_all(False, None)[1]
+        strands = (False, True) if rc_aug or conjoin else (False,)
+        keep = len(examples) * self.max_length * len(strands) * np.dtype(dtype).itemsize <= cache_bytes
+        encoded = [self._encode_all(turn, dtype if keep else None) for turn in strands]
+        self._cache = encoded if keep else None
+        self._tokens = encoded[0][1]
+        self.lengths = np.minimum(np.max([lengths for _, lengths in encoded], axis=0) + max_shift, self.max_length)
 
-    def _encode(self, sequences: list[bytes], turn: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _encode(self, sequences: list[bytes], turn: bool, width: int) -> tuple[np.ndarray, np.ndarray]:
         if turn:
             sequences = [reverse_complement_text(sequence) for sequence in sequences]
-        return self.tokenizer.encode_batch(sequences, self.max_length, **self._options)
+        return self.tokenizer.encode_batch(sequences, width, **self._options)
 
     def _encode_all(self, turn: bool, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
         """(ids (n, L) of `dtype`, or (0, L) for None; lengths (n,))."""
+        if self.tokenizer.lookup is not None and self.tokenizer.vocab_size <= 256 and not self._options["add_special_tokens"]:
+            return self._look_up_all(turn, dtype)
         n = len(self.examples)
         ids, lengths = np.empty((n if dtype else 0, self.max_length), dtype or np.uint8), np.empty(n, np.int32)
         sequences = list(self.examples.sequences)
         for start in range(0, n, _CHUNK):
             rows = slice(start, start + _CHUNK)
-            chunk, lengths[rows] = self._encode(sequences[rows], turn)
+            chunk, lengths[rows] = self._encode(sequences[rows], turn, self.max_length)
             if dtype:
                 ids[rows] = chunk
         return ids, lengths
 
+    def _look_up_all(self, turn: bool, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+        """`_encode_all` where one byte is one id: all sequences at once."""
+        sequences, tokenizer, width = self.examples.sequences, self.tokenizer, self.max_length
+        lengths = np.minimum(sequences.lengths, width).astype(np.int32)
+        if dtype is None:
+            return np.empty((0, width), np.uint8), lengths
+        # Turned as a whole, the buffer holds the turned sequences in reverse order.
+        bases, whole = (reverse_complement(sequences.buffer), sequences.lengths[::-1]) if turn else (sequences.buffer, sequences.lengths)
+        ids = np.frombuffer(bases.tobytes().translate(tokenizer.lookup.astype(np.uint8).tobytes()), np.uint8)
+        if int(whole.max(initial=0)) > width:
+            ids = ids[np.arange(len(ids)) - np.repeat(np.cumsum(whole) - whole, whole) < width]
+        rows = np.full((len(sequences), width), tokenizer.pad_id, np.uint8)
+        if (lengths == lengths[0]).all():
+            self._columns(rows, int(lengths[0]))[:] = ids.reshape(len(rows), -1)
+        else:
+            rows[tokenizer.attention_mask(np.minimum(whole, width), width, self._options["padding_side"])] = ids
+        return (rows[::-1] if turn else rows).astype(dtype, copy=False), lengths
+
     def __len__(self) -> int:
         return len(self.examples)
 
-    @property
-    def pad_fraction(self) -> float:
-        """Share of all token positions that is padding."""
-        return 1.0 - float(self.lengths.sum(dtype=np.int64)) / (len(self) * self.max_length)
+    def pad_fraction(self, buckets: tuple[int, ...] = ()) -> float:
+        """Share of all token positions that is padding, with rows of `max_length` or of the padded lengths in `buckets`."""
+        return 1.0 - float(self._tokens.sum(dtype=np.int64)) / float(padded_lengths(self.lengths, buckets or (self.max_length,)).sum())
 
     @property
     def truncated(self) -> int:
-        full = self.lengths == self.max_length
+        full = self._tokens == self.max_length
         if self.tokenizer.lookup is None:
             return int(full.sum())
         special = self.tokenizer.special_tokens if self._options["add_special_tokens"] else 0
         return int((self.examples.sequences.lengths + special > self.max_length).sum())
 
-    def _rows(self, indices: np.ndarray, turn: bool) -> tuple[np.ndarray, np.ndarray]:
-        if self._cache is not None:
-            ids, lengths = self._cache[int(turn)]
-            return ids[indices].astype(np.int32), lengths[indices]
-        return self._encode([self.examples.sequences[i] for i in indices.tolist()], turn)
+    def _columns(self, rows: np.ndarray, width: int) -> np.ndarray:
+        """The `width` columns of (n, L) rows that lie opposite the padding."""
+        left = (self._options["padding_side"] or self.tokenizer.padding_side) == "left"
+        return rows[:, self.max_length - width :] if left else rows[:, :width]
 
-    def batch(self, indices: np.ndarray, random: RowRandom) -> dict[str, np.ndarray]:
-        tokens, lengths = self._rows(indices, False)
+    def _rows(self, indices: np.ndarray, turn: bool, width: int) -> tuple[np.ndarray, np.ndarray]:
+        if self._cache is None:
+            return self._encode([self.examples.sequences[i] for i in indices.tolist()], turn, width)
+        ids, lengths = self._cache[int(turn)]
+        return self._columns(ids, width)[indices].astype(np.int32), lengths[indices]
+
+    def batch(self, indices: np.ndarray, random: RowRandom, width: int = 0) -> dict[str, np.ndarray]:
+        """See the class; rows are padded to `width`, at least the `lengths` of these examples, instead of L where it is given."""
+        width = width or self.max_length
+        tokens, lengths = self._rows(indices, False, width)
         if self.rc_aug:
             flip = np.flatnonzero(random.coin(len(indices), STREAM_REVERSE_COMPLEMENT))
             if flip.size:
-                tokens[flip], lengths[flip] = self._rows(indices[flip], True)
-        mask = self.tokenizer.attention_mask(lengths, self.max_length, self._options["padding_side"])
+                tokens[flip], lengths[flip] = self._rows(indices[flip], True, width)
+        mask = self.tokenizer.attention_mask(lengths, width, self._options["padding_side"])
         if self.max_shift:
             offsets = random.integers(len(indices), 2 * self.max_shift + 1, STREAM_SHIFT) - self.max_shift
             tokens, mask = shift(tokens, offsets, self.tokenizer.pad_id), shift(mask, offsets, False)
         if self.conjoin:
-            tokens = conjoin(tokens, self._rows(indices, True)[0])
+            tokens = conjoin(tokens, self._rows(indices, True, width)[0])
         return {"tokens": tokens, "mask": mask, "target": self.examples.targets[indices]}
 
 
-def token_length(sequences: Sequences, tokenizer: Tokenizer, add_special_tokens: bool = False, multiple: int = 8) -> int:
-    """Tokens of the longest sequence, rounded up to a multiple of `multiple`."""
+def token_length(
+    sequences: Sequences, tokenizer: Tokenizer, add_special_tokens: bool = False, multiple: int = 8, *, both_strands: bool = False
+) -> int:
+    """Tokens of the longest sequence, rounded up to a multiple of `multiple`; with `both_strands` of its reverse complement too."""
     if tokenizer.lookup is not None:
         longest = int(sequences.lengths.max(initial=1)) + (tokenizer.special_tokens if add_special_tokens else 0)
     else:
-        longest = max((len(tokenizer.encode(sequence, add_special_tokens=add_special_tokens)) for sequence in sequences), default=1)
+        longest, forward = 1, list(sequences)
+        for start in range(0, len(forward), _CHUNK):
+            chunk = forward[start : start + _CHUNK]
+            for strand in (chunk, [reverse_complement_text(s) for s in chunk] if both_strands else []):
+                longest = max(longest, int(tokenizer.encode_batch(strand, add_special_tokens=add_special_tokens)[1].max(initial=0)))
     return -(-max(longest, 1) // multiple) * multiple
 
 

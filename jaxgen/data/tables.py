@@ -78,6 +78,40 @@ def read_text(path: str | os.PathLike) -> str:
         raise InputError(f"{path}:{line}: not UTF-8 text (byte {data[error.start]:#04x}); expected CSV or TSV, plain or gzip") from None
 
 
+def read_columns(path: str | os.PathLike, *names: str, optional: Sequence[str] = ()) -> tuple[dict[str, list[str]], list[int]]:
+    """Columns of a CSV (`,`) or TSV (tab) file by name, as stripped texts, and the line number of every row.
+
+    Blank lines are skipped, other columns ignored; an `optional` column that is not there is left out of the result.
+
+    Raises:
+        InputError: see `read_text`; unknown table type, wrong delimiter, missing or repeated column, ragged row, empty table.
+    """
+    delimiter = DELIMITERS.get(table_suffix(path))
+    if delimiter is None:
+        raise InputError(f"{path}: unknown table type; expected a name ending in {', '.join(DELIMITERS)} (or one of them + .gz)")
+    csv.field_size_limit(sys.maxsize)  # sequences may be longer than csv's default of 131072 characters
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
+    lines: list[int] = []
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        wanted = [*names, *(name for name in optional if name in header)]
+        indices = _columns(path, header, delimiter, wanted)
+        columns: list[list[str]] = [[] for _ in indices]
+        for row in reader:
+            if len(row) != len(header):
+                if not row:
+                    continue
+                raise InputError(f"{path}:{reader.line_num}: {len(row)} columns, but the header has {len(header)} ({', '.join(header)})")
+            for column, index in zip(columns, indices):
+                column.append(row[index].strip())
+            lines.append(reader.line_num)
+    except csv.Error as error:
+        raise InputError(f"{path}:{reader.line_num}: {error}") from None
+    if not lines:
+        raise InputError(f"{path}: empty table (a header but no rows)" if header else f"{path}: empty file")
+    return dict(zip(wanted, columns)), lines
+
+
 def read_table(path: str | os.PathLike, sequence_column: str = "sequence", label_column: str | None = "label") -> Table:
     """Reads the sequence column and, unless it is None, the label column of a CSV (`,`) or TSV (tab) file.
 
@@ -85,32 +119,11 @@ def read_table(path: str | os.PathLike, sequence_column: str = "sequence", label
     an error. Blank lines are skipped. Other columns are ignored.
 
     Raises:
-        InputError: see `read_text`; wrong delimiter, missing or repeated column, ragged row, empty table, empty sequence or
-            illegal character, each with file and line.
+        InputError: see `read_columns`; empty sequence or illegal character, each with file and line.
     """
-    delimiter = DELIMITERS.get(table_suffix(path))
-    if delimiter is None:
-        raise InputError(f"{path}: unknown table type; expected a name ending in {', '.join(DELIMITERS)} (or one of them + .gz)")
-    csv.field_size_limit(sys.maxsize)  # sequences may be longer than csv's default of 131072 characters
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
-    sequences, labels, lines = [], [], []
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        columns = _columns(path, header, delimiter, [name for name in (sequence_column, label_column) if name is not None])
-        for row in reader:
-            if len(row) != len(header):
-                if not row:
-                    continue
-                raise InputError(f"{path}:{reader.line_num}: {len(row)} columns, but the header has {len(header)} ({', '.join(header)})")
-            sequences.append(row[columns[0]].strip())
-            if label_column is not None:
-                labels.append(row[columns[1]].strip())
-            lines.append(reader.line_num)
-    except csv.Error as error:
-        raise InputError(f"{path}:{reader.line_num}: {error}") from None
-    if not sequences:
-        raise InputError(f"{path}: empty table (a header but no rows)" if header else f"{path}: empty file")
-    return Table(str(path), *_check_sequences(path, sequences, lines, sequence_column, labels))
+    columns, lines = read_columns(path, *(name for name in (sequence_column, label_column) if name is not None))
+    labels = columns[label_column] if label_column is not None else []
+    return Table(str(path), *check_sequences(path, columns[sequence_column], lines, sequence_column, labels))
 
 
 def _columns(path: str | os.PathLike, header: list[str], delimiter: str, wanted: Sequence[str]) -> list[int]:
@@ -129,10 +142,14 @@ def _columns(path: str | os.PathLike, header: list[str], delimiter: str, wanted:
     return [header.index(name) for name in wanted]
 
 
-def _check_sequences(
+def check_sequences(
     path: str | os.PathLike, texts: list[str], lines: list[int], column: str, labels: list[str]
 ) -> tuple[list[bytes], list[str], list[int], tuple[str, ...]]:
-    """Checks all sequences at once, and looks for the culprit only when there is one."""
+    """The columns of a `Table`. Checks all sequences at once, and looks for the culprit only when there is one.
+
+    Raises:
+        InputError: empty sequence or illegal character, with file and line.
+    """
     if not all(texts):
         raise InputError(f"{path}:{lines[texts.index('')]}: empty {column!r}")
     whole = "\n".join(texts).encode("ascii", "replace")

@@ -9,6 +9,7 @@ import functools
 import importlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from jaxgen.errors import InputError, nearest
 
 # Family -> module of this package. A golden family of a new architecture is one function and one line here.
 FAMILIES = {
+    "dnabert": "bert",
+    "dnabert2": "bert",
     "genomic_benchmark_cnn": "models",
     "hyena_filter": "models",
     "hyenadna": "models",
@@ -28,7 +31,21 @@ FAMILIES = {
     "tokenizers": "data",
     "lr_schedule": "training",
     "metrics": "training",
+    "gpt_neo": "attention",
+    "nucleotide_transformer": "attention",
+    "caduceus_ph": "state_space",
+    "caduceus_ps": "state_space",
+    "mamba": "state_space",
+    "selective_scan": "state_space",
+    "lel": "perturbation",
+    "ia3": "adapters",
+    "tf_mlp": "perturbation",
+    "tf_xgboost": "perturbation",
 }
+
+
+# Cases of k-mer tokenizers say in their names which one: "nt6mer_v1.json", "dnabert6mer_rawtext.json".
+KMER_FILES = re.compile(r"(?P<model>nt|dnabert)(?P<k>\d)mer(?P<variant>_v1|_rawtext)?.*\.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +78,51 @@ class Case:
     @property
     def family(self) -> str:
         return self.meta.get("family", self.path.parent.name)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextCase(Case):
+    """Texts and the ids that a tokenizer gives them: a JSON list of {"sequence", "ids"}.
+
+    It is a file of its own, named after the tokenizer (`nt6mer.json`), or `cases.json` beside the files of a vocabulary.
+    """
+
+    @property
+    def name(self) -> str:
+        return f"{self.path.parent.name}/{self.path.stem}"
+
+    @property
+    def family(self) -> str:
+        return "tokenizers"
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        return {"atol": 0, "rtol": 0}
+
+    @functools.cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        file = self.path if self.path.is_file() else self.path / "cases.json"
+        rows: Any = _json(file)
+        if not rows or not isinstance(rows, list) or not all(isinstance(row, dict) and {"sequence", "ids"} <= row.keys() for row in rows):
+            raise InputError(f'{file}: is no golden case of a tokenizer, a list of {{"sequence": ..., "ids": [...]}}')
+        return rows
+
+    @functools.cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """`ids` (texts, longest), padded with -1."""
+        ids = np.full((len(self.rows), max(len(row["ids"]) for row in self.rows)), -1)
+        for out, row in zip(ids, self.rows):
+            out[: len(row["ids"])] = row["ids"]
+        return {"ids": ids}
+
+
+def text_cases(folder: Path) -> Iterator[TextCase]:
+    """Cases of tokenizers anywhere under `folder`."""
+    for file in sorted(folder.rglob("*.json")):
+        if file.name == "cases.json" and not (file.parent / "meta.json").exists():
+            yield TextCase(file.parent)
+        elif KMER_FILES.fullmatch(file.name):
+            yield TextCase(file)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -145,14 +207,15 @@ def find_cases(roots: list[Path] | None = None) -> Iterator[Case]:
     seen = set()
     for root in roots:
         for family in FAMILIES:
-            for meta in sorted(root.glob(f"{family}/*/meta.json")):
-                case = Case(meta.parent)
-                key = (case.name, (meta.parent / "io.npz").read_bytes())  # a root may hold copies of another's cases
+            cases = [Case(meta.parent) for meta in sorted(root.glob(f"{family}/*/meta.json"))]
+            for case in [*cases, *(text_cases(root / family) if family == "tokenizers" else ())]:
+                # A root may hold copies of another's cases.
+                key = (case.name, str(case.rows) if isinstance(case, TextCase) else (case.path / "io.npz").read_bytes())
                 if key not in seen and covered(case):
                     seen.add(key)
                     yield case
 
 
 def covered(case: Case) -> bool:
-    """Whether this version claims the case: of tokenizers, the character ones."""
-    return case.family != "tokenizers" or "caduceus" in case.config
+    """Whether this version claims the case: of tokenizers, the character ones and those given as texts."""
+    return case.family != "tokenizers" or isinstance(case, TextCase) or "caduceus" in case.config

@@ -12,7 +12,7 @@ from jaxgen.data.intervals import MAX_WINDOW, caduceus_windows
 from jaxgen.data.random import RowRandom
 from jaxgen.data.splits import hf_split_indices, random_split_indices
 from jaxgen.errors import InputError
-from jaxgen.goldens.core import Case, golden
+from jaxgen.goldens.core import KMER_FILES, Case, TextCase, golden
 
 Arrays = dict[str, np.ndarray]
 
@@ -75,7 +75,35 @@ def splits(case: Case) -> Arrays:
 
 
 @golden("tokenizers")
-def character_tokenizers(case: Case) -> Arrays:
+def all_tokenizers(case: Case) -> Arrays:
+    return _texts(case) if isinstance(case, TextCase) else _characters(case)
+
+
+def _texts(case: TextCase) -> Arrays:
+    tokenizer, texts = _tokenizer(case), [row["sequence"] for row in case.rows]
+    batch, lengths = tokenizer.encode_batch(texts)
+    ids = np.where(tokenizer.attention_mask(lengths, batch.shape[1]), batch, -1)
+    alone = [tokenizer.encode(text) for text in texts]
+    checks = {"one_by_one": np.asarray(all(np.array_equal(row[row >= 0], single) for row, single in zip(ids, alone)))}
+    if tokenizer.name == "dnabert" and tokenizer.split:  # the same k-mers written out
+        k, words = tokenizer.k, tokenizers.get("dnabert", k=tokenizer.k, split=False)
+        joined = [" ".join(text[i : i + k] for i in range(len(text) - k + 1)) for text in texts]
+        checks["split_beforehand"] = np.asarray(np.array_equal(words.encode_batch(joined)[0], batch))
+    return {"ids": ids} | checks
+
+
+def _tokenizer(case: TextCase) -> Any:
+    if case.path.is_dir():
+        return tokenizers.get("bpe", file=case.path)
+    found = KMER_FILES.fullmatch(case.path.name)
+    if found is None:
+        raise InputError(f"{case.path}: the name does not say which tokenizer; it should begin like nt6mer or dnabert6mer")
+    if found["model"] == "nt":
+        return tokenizers.get("nt_v1" if found["variant"] == "_v1" else "nt_v2", k=int(found["k"]))
+    return tokenizers.get("dnabert", k=int(found["k"]), split=found["variant"] != "_rawtext")
+
+
+def _characters(case: Case) -> Arrays:
     cases = case.path / "cases.json"
     if not cases.exists():
         raise InputError(f"{cases}: missing; a case of character tokenizers lists its texts there")

@@ -22,7 +22,7 @@ from jaxgen.train import objectives
 Arrays = dict[str, np.ndarray]
 
 
-def _survives_export(pretrained: jaxgen.Pretrained) -> bool:
+def survives_export(pretrained: jaxgen.Pretrained) -> bool:
     """Whether every array comes back bit for bit from the exported folder."""
     before = named_arrays(nnx.state(pretrained.model))
     with tempfile.TemporaryDirectory() as folder:
@@ -59,7 +59,7 @@ def hyena_dna(case: Case) -> Arrays:
         return everything
 
     computed = {name: np.asarray(x) for name, x in run(tokens).items() if name in arrays}
-    return computed | {"export_round_trip": np.asarray(_survives_export(pretrained))}
+    return computed | {"export_round_trip": np.asarray(survives_export(pretrained))}
 
 
 def _first_filter(model: hyenadna.HyenaDNA) -> hyenadna.ImplicitFilter:
@@ -109,7 +109,7 @@ def cnn(case: Case) -> Arrays:
     computed = {
         "features": model.features(tokens),
         "logits": model(tokens).hidden,
-        "export_round_trip": np.asarray(_survives_export(pretrained)),
+        "export_round_trip": np.asarray(survives_export(pretrained)),
     }
     computed["train_logits"] = model(tokens, train=True).hidden  # moves the running statistics
     for layer, stage in zip((1, 5, 8), model.stages):

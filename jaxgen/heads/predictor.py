@@ -1,6 +1,6 @@
 """Backbone and head as the one module that the trainer sees: `module(batch, train=..., key=...) -> predictions`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -22,31 +22,45 @@ class LanguageModel(nnx.Module):
 class SequencePredictor(nnx.Module):
     """tokens (batch, length), or (batch, length, 2) with both strands -> predictions (batch, outputs).
 
-    `masked` keeps padding out of the backbone and the pooling; the published pipelines let it in.
+    `masked` keeps padding out of the backbone and the pooling; the published pipelines let it in. `strands` says how a backbone that
+    reads both strands itself holds them: hidden -> (batch, length, features, 2), each strand read along itself.
     """
 
-    def __init__(self, backbone: nnx.Module, head: nnx.Module, *, masked: bool = True):
-        self.backbone, self.head, self.masked = backbone, head, masked
+    def __init__(
+        self,
+        backbone: nnx.Module,
+        head: nnx.Module,
+        *,
+        masked: bool = True,
+        strands: Callable[[jax.Array], jax.Array] | None = None,
+    ):
+        self.backbone, self.head, self.masked, self.strands = backbone, head, masked, strands
 
     def __call__(self, batch: Batch, *, train: bool, key: jax.Array | None = None) -> jax.Array:
         mask = batch["mask"] if self.masked else None
         tokens, rows_mask = _rows(batch["tokens"], mask)
         hidden = self.backbone(tokens, mask=rows_mask, train=train, key=key).hidden
-        if batch["tokens"].ndim == 3:
-            hidden = jnp.stack(jnp.split(hidden, 2), axis=-1)
-        return self.head(hidden, mask)
+        if self.strands is None:
+            predictions = self.head(hidden, rows_mask)
+        else:
+            both, reverse_mask = self.strands(hidden), None if rows_mask is None else jnp.flip(rows_mask, 1)
+            predictions = (self.head(both[..., 0], rows_mask) + self.head(both[..., 1], reverse_mask)) / 2
+        return jnp.stack(jnp.split(predictions, 2)).mean(0) if batch["tokens"].ndim == 3 else predictions
 
 
 class DirectPredictor(nnx.Module):
-    """A model that ends in its own classifier; two strands give the mean of their logits."""
+    """A model that ends in its own head, `Output.predictions`; two strands give the mean of their predictions.
 
-    def __init__(self, backbone: nnx.Module):
-        self.backbone = backbone
+    `masked` keeps padding out of the model.
+    """
+
+    def __init__(self, backbone: nnx.Module, *, masked: bool = True):
+        self.backbone, self.masked = backbone, masked
 
     def __call__(self, batch: Batch, *, train: bool, key: jax.Array | None = None) -> jax.Array:
-        tokens, mask = _rows(batch["tokens"], batch["mask"])
-        logits = self.backbone(tokens, mask=mask, train=train, key=key).hidden
-        return logits.reshape(2, -1, logits.shape[-1]).mean(0) if batch["tokens"].ndim == 3 else logits
+        tokens, mask = _rows(batch["tokens"], batch["mask"] if self.masked else None)
+        predictions = self.backbone(tokens, mask=mask, train=train, key=key).predictions
+        return predictions.reshape(2, -1, predictions.shape[-1]).mean(0) if batch["tokens"].ndim == 3 else predictions
 
 
 def _rows(tokens: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:

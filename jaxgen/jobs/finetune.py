@@ -1,15 +1,19 @@
 """Train a model, pretrained or from scratch, on a labelled task, and evaluate the best step on the test split."""
 
+from typing import Any
+
 import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from jaxgen import tokenizers
+from jaxgen.data.buckets import bucket_lengths, padded_lengths
 from jaxgen.data.pipeline import TableSource, eval_batches, token_length, train_loader
+from jaxgen.errors import InputError, nearest
 from jaxgen.heads.decoder import SequenceHead
 from jaxgen.heads.predictor import DirectPredictor, SequencePredictor
 from jaxgen.jobs.tasks import load_task
-from jaxgen.jobs.training import Run, limited, model_spec, open_workdir, say, train
+from jaxgen.jobs.tokenizer import choose_tokenizer
+from jaxgen.jobs.training import Run, limited, model_spec, open_workdir, say, sized_for, train
 from jaxgen.models.family import Family
 from jaxgen.train import objectives
 from jaxgen.train.evaluate import Evaluator, PredictionEvaluator
@@ -17,6 +21,7 @@ from jaxgen.train.state import Program
 
 # Split of the task -> name in result.json.
 SPLITS = {"dev": "valid", "test": "test"}
+HEADS = ("auto", "own", "pooled")
 
 
 def run(config: ConfigDict) -> int:
@@ -26,19 +31,17 @@ def run(config: ConfigDict) -> int:
     d, t = config.data, config.train
     task = load_task(config)
 
-    def length(family: Family) -> int:
-        name, tokenizer_options = family.tokenizer(family.sizes[family.default_size])
-        return d.max_length or token_length(task.splits["train"].sequences, tokenizers.get(name, **tokenizer_options))
-
-    spec = model_spec(config, length, task.target.outputs)
-    name, tokenizer_options = spec.family.tokenizer(spec.config)
-    tokenizer = tokenizers.get(name, **tokenizer_options)
-    max_length = d.max_length or token_length(task.splits["train"].sequences, tokenizer)
+    spec = model_spec(config)
+    tokenizer = choose_tokenizer(config, spec, task.splits["train"].sequences)
+    max_length = d.max_length or token_length(task.splits["train"].sequences, tokenizer, spec.family.special_tokens, both_strands=d.rc_aug)
+    own_head = uses_own_head(config.head.kind, spec.family)
+    spec = sized_for(config, spec, max_length, task.target.outputs if own_head else 0)
     sources = {
         split: TableSource(
             examples,
             tokenizer,
             max_length,
+            add_special_tokens=spec.family.special_tokens,
             rc_aug=d.rc_aug and split == "train",
             max_shift=d.max_shift if split == "train" else 0,
             conjoin=d.conjoin_train if split == "train" else d.conjoin_eval,
@@ -46,14 +49,18 @@ def run(config: ConfigDict) -> int:
         for split, examples in task.splits.items()
     }
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    reading = {"num_threads": d.threads, "prefetch": d.prefetch}
+    # Models with their own classifier take one length; unmasked models see the padding, so its amount is part of the recipe.
+    most = d.buckets if spec.family.emits == "hidden" and config.model.masked else 1
+    lengths = sources["train"].lengths
+    buckets = bucket_lengths(lengths, most, max_length)
+    reading: dict[str, Any] = {"num_threads": d.threads, "prefetch": d.prefetch, "buckets": buckets}
     loader = train_loader(sources["train"], batch_size=t.batch_size, seed=config.seed, **process, **reading)
 
     def build(backbone: nnx.Module, rngs: nnx.Rngs) -> nnx.Module:
-        if spec.family.emits == "predictions":
-            return DirectPredictor(backbone)
+        if own_head:
+            return DirectPredictor(backbone, masked=config.model.masked)
         head = SequenceHead(spec.config.d_model, task.target.outputs, rngs, pooling=config.head.pooling)
-        return SequencePredictor(backbone, head, masked=config.model.masked)
+        return SequencePredictor(backbone, head, masked=config.model.masked, strands=spec.family.strands)
 
     def evaluators(program: Program) -> dict[str, Evaluator]:
         rows = t.eval_batch_size or t.batch_size
@@ -63,7 +70,7 @@ def run(config: ConfigDict) -> int:
         }
 
     extra = {"task": task.name, "simulated": task.simulated, "max_length": sources["train"].max_length}
-    extra |= {"pad_fraction": sources["train"].pad_fraction, "truncated": sources["train"].truncated}
+    extra |= {"buckets": list(buckets), "pad_fraction": sources["train"].pad_fraction(buckets), "truncated": sources["train"].truncated}
     if task.attainable:
         extra["attainable"] = dict(task.attainable)
         say(f"{task.name} is simulated; the generating model itself reaches {extra['attainable']}")
@@ -78,11 +85,28 @@ def run(config: ConfigDict) -> int:
             steps_per_epoch=loader.steps_per_epoch,
             evaluators=evaluators,
             select=task.target.select,
-            tokens_per_example=sources["train"].max_length * (2 if d.conjoin_train else 1),
+            tokens_per_example=round(padded_lengths(lengths, buckets).mean()) * (2 if d.conjoin_train else 1),
             title=task.name,
             loss_label="cross entropy (nats)" if classification else "mean squared error",
             class_names=task.target.names if classification else (),
             simulated=task.simulated,
             extra_result=extra,
+            tokenizer=tokenizer,
         ),
     )
+
+
+def uses_own_head(kind: str, family: Family) -> bool:
+    """Whether `head.kind` means the model's own head, for this family.
+
+    Raises:
+      InputError: an unknown kind, or one that the family cannot have.
+    """
+    if kind not in HEADS:
+        raise InputError(f"head.kind={kind!r}{nearest(kind, HEADS)}")
+    ends_in_it = family.emits == "predictions"
+    if kind == "own" and not (family.own_head or ends_in_it):
+        raise InputError(f"head.kind=own: {family.name} was published without a classification head; set head.kind=pooled")
+    if kind == "pooled" and ends_in_it:
+        raise InputError(f"head.kind=pooled: {family.name} ends in its own classifier; set head.kind=own")
+    return kind != "pooled" and bool(family.own_head or ends_in_it)

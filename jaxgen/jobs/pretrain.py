@@ -10,7 +10,7 @@ from jaxgen.data.intervals import CaduceusWindows, TiledWindows, Windows, read_b
 from jaxgen.data.pipeline import GenomeWindows, eval_batches, train_loader
 from jaxgen.errors import InputError
 from jaxgen.heads.predictor import LanguageModel
-from jaxgen.jobs.training import Run, limited, model_spec, open_workdir, say, train
+from jaxgen.jobs.training import Run, limited, model_spec, open_workdir, say, sized_for, train
 from jaxgen.train import objectives
 from jaxgen.train.evaluate import Evaluator, SumEvaluator
 from jaxgen.train.state import Program
@@ -27,7 +27,7 @@ def run(config: ConfigDict) -> int:
         raise InputError("data.fasta is empty: give a FASTA file to train on, e.g. --config.data.fasta=genome.fa")
     if not d.max_length:
         raise InputError("data.max_length=0: say how many bases a training window has, e.g. --config.data.max_length=1024")
-    spec = model_spec(config, lambda family: d.max_length + 2)
+    spec = sized_for(config, model_spec(config), d.max_length + 2)
     name, options = spec.family.tokenizer(spec.config)
     # Pre-training reads soft-masked (lower-case) bases as bases.
     tokenizer = tokenizers.get("caduceus" if name == "character" else name, **options)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -17,10 +18,12 @@ from ml_collections import ConfigDict
 
 from jaxgen.checkpoints import workdir as workdirs
 from jaxgen.errors import InputError, nearest
+from jaxgen.jobs.tuning import Tuning, tuning
 from jaxgen.layers.variables import named_arrays, with_arrays
 from jaxgen.models.family import Family, override
-from jaxgen.models.pretrained import read_weights
+from jaxgen.models.pretrained import read_weights, shapes_of
 from jaxgen.models.registry import resolve
+from jaxgen.tokenizers import Tokenizer
 from jaxgen.train import metrics, optim, schedules
 from jaxgen.train.evaluate import Evaluator, PredictionEvaluator
 from jaxgen.train.logging import RunLog, read_history, write_json, write_result
@@ -42,8 +45,11 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def open_workdir(config: ConfigDict) -> bool:
+def open_workdir(config: ConfigDict, progress: str = "checkpoints/step_*") -> bool:
     """Check that the workdir is new or of this very config, before anything is read or written. A run without a checkpoint binds nothing.
+
+    Args:
+      progress: pattern of what an unfinished run leaves to be resumed from.
 
     Returns:
       whether the run is finished already; its result is shown.
@@ -58,7 +64,7 @@ def open_workdir(config: ConfigDict) -> bool:
         raise InputError(f"--workdir={config.workdir} is a file; give a folder")
     file, result = path / "config.json", path / "result.json"
     finished = result.exists()
-    if not finished and not any((path / "checkpoints").glob("step_*")):
+    if not finished and not any(path.glob(progress)):
         return False
     if not file.exists():
         raise InputError(f"--workdir={config.workdir} holds checkpoints but no config.json; choose another --workdir")
@@ -94,15 +100,16 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """Which backbone a config asks for, and the weights it starts from (None: from scratch)."""
+    """Which backbone a config asks for, and the weights it starts from (None: from scratch), which came from `folder`."""
 
     family: Family
     config: Any
     arrays: Mapping[str, np.ndarray] | None
+    folder: epath.PathLike = ""
 
 
-def model_spec(config: ConfigDict, length: Callable[[Family], int], classes: int = 0) -> ModelSpec:
-    """The backbone of a config, sized for inputs of `length(family)` tokens when it starts from scratch.
+def model_spec(config: ConfigDict) -> ModelSpec:
+    """The backbone of a config, before anything is known of the task.
 
     Raises:
       InputError: unknown model, size, field or precision; a checkpoint of another family.
@@ -115,16 +122,35 @@ def model_spec(config: ConfigDict, length: Callable[[Family], int], classes: int
         runtime["remat"] = config.model.remat
     if config.init_from:
         weights = read_weights(config.init_from, runtime, resolve(config.model.name)[0] if config.model.name else None)
-        if weights.family.emits == "predictions":  # its own classifier comes along, so the task must be of its shape
-            has = dataclasses.asdict(weights.config)
-            needs = dataclasses.asdict(weights.family.for_task(weights.config, length(weights.family), classes))
-            unfit = [f"{name}={value}, not {needs[name]}" for name, value in has.items() if needs[name] != value]
-            if unfit:
-                raise InputError(f"init_from={config.init_from} is a {weights.family.name} with {' and '.join(unfit)} as this task needs")
-        return ModelSpec(weights.family, weights.config, weights.arrays)
+        return ModelSpec(weights.family, weights.config, weights.arrays, weights.folder)
     family, size = resolve(config.model.name)
-    sized = family.for_task(size, length(family), classes)
-    return ModelSpec(family, override(sized, runtime), None)
+    return ModelSpec(family, override(size, runtime), None)
+
+
+def sized_for(config: ConfigDict, spec: ModelSpec, length: int, classes: int = 0) -> ModelSpec:
+    """`spec` for inputs of `length` tokens and a target of `classes`: a model from scratch takes their sizes.
+
+    A pretrained model with published heads gets the classification head for `classes` > 0, else its language-model head; heads of the
+    checkpoint that do not fit are left out, and start fresh.
+
+    Raises:
+      InputError: a pretrained model with its own classifier and another size.
+    """
+    sized = spec.family.for_task(spec.config, length, classes)
+    if spec.arrays is None:
+        return dataclasses.replace(spec, config=override(sized, config.model.config.to_dict()))
+    if spec.family.emits == "predictions":
+        needs = dataclasses.asdict(sized)
+        unfit = [f"{name}={value}, not {needs[name]}" for name, value in dataclasses.asdict(spec.config).items() if needs[name] != value]
+        if unfit:
+            raise InputError(f"init_from={config.init_from} is a {spec.family.name} with {' and '.join(unfit)} as this task needs")
+    if spec.family.own_head:
+        headed = dataclasses.replace(spec.config, num_labels=classes)
+        shapes = shapes_of(spec.family, headed)
+        heads = {name for name in spec.arrays if re.search(spec.family.own_head, name)}
+        arrays = {name: x for name, x in spec.arrays.items() if name not in heads or shapes.get(name) == x.shape}
+        return dataclasses.replace(spec, config=headed, arrays=arrays)
+    return spec
 
 
 def with_pretrained(state: TrainState, arrays: Mapping[str, np.ndarray]) -> TrainState:
@@ -154,6 +180,7 @@ class Run:
       evaluators: (program) -> {"valid": ..., "test": ...}; `valid` selects.
       select: metric of the validation split that selects, unless the config names one.
       tokens_per_example: for MFU.
+      tokenizer: its vocabulary is kept beside the model.
     """
 
     spec: ModelSpec
@@ -169,6 +196,7 @@ class Run:
     class_names: tuple[str, ...] = ()
     simulated: bool = False
     extra_result: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tokenizer: Tokenizer | None = None
 
 
 def train(config: ConfigDict, run: Run) -> int:
@@ -179,13 +207,15 @@ def train(config: ConfigDict, run: Run) -> int:
     check_batches(t, mesh)
     schedule = schedules.from_config(t.schedule.to_dict(), t.learning_rate, steps)
     fields = optim.OptimizerConfig.of(t.to_dict())
+    tuned = tuning(config, run.spec.family, run.spec.config)
 
     def build(key: jax.Array) -> nnx.Module:
         backbone_key, head_key = jax.random.split(key)
-        return run.build(run.spec.family.build(run.spec.config, nnx.Rngs(backbone_key)), nnx.Rngs(head_key))
+        backbone = run.spec.family.build(run.spec.config, nnx.Rngs(backbone_key))
+        return run.build(tuned.adapt(backbone, nnx.Rngs(jax.random.fold_in(backbone_key, 1))), nnx.Rngs(head_key))
 
     graphdef, optimizer, state = init_state(
-        build, tuple(config.model.freeze), lambda params: optim.make_optimizer(fields, params, schedule), mesh, config.seed, t.ema_decay > 0
+        build, tuned.freeze, lambda params: optim.make_optimizer(fields, params, schedule), mesh, config.seed, t.ema_decay > 0
     )
     program = Program(graphdef, run.objective, optimizer, mesh, t.accumulate, t.ema_decay)
     if run.spec.arrays is not None:
@@ -197,6 +227,8 @@ def train(config: ConfigDict, run: Run) -> int:
         f"{steps} steps of {t.batch_size} on {mesh.size} {jax.devices()[0].device_kind}"
     )
     say(optim.describe_groups(state.params, fields, state.frozen))
+    if config.model.adapter != "full" and not config.init_from:
+        say(f"note: model.adapter={config.model.adapter} without init_from: the weights that stay frozen are random")
     select = t.select or run.select
     eval_every = t.eval_every or (run.steps_per_epoch if t.epochs else max(1, steps // 10))
     flops = run.spec.family.token_flops
@@ -220,14 +252,16 @@ def train(config: ConfigDict, run: Run) -> int:
     log = RunLog(workdir, jax.process_index() == 0)
     log.write_config(config.to_dict())
     if jax.process_index() == 0:
-        model = {"family": run.spec.family.name, "config": dataclasses.asdict(run.spec.config)}
+        model = {"family": run.spec.family.name, "config": dataclasses.asdict(run.spec.config), **tuned.record()}
         write_json(epath.Path(workdir) / workdirs.MODEL_FILE, model)
+        if run.tokenizer is not None:
+            run.tokenizer.save(workdir)
     with log:
         fitted, checkpoints = fit(program, state, run.stream, plan, workdir, log, evaluators["valid"], say=say, keep=t.keep)
         if fitted.interrupted:
             checkpoints.close()
             return 0
-        _finish(config, run, fitted, checkpoints, evaluators, log)
+        _finish(config, run, tuned, fitted, checkpoints, evaluators, log)
     return 0
 
 
@@ -258,7 +292,9 @@ def check_batches(t: ConfigDict, mesh: Mesh) -> None:
             raise InputError(f"train.{field}={rows} must be a multiple of {unit}: {factors}")
 
 
-def _finish(config: ConfigDict, run: Run, fitted: Fitted, checkpoints: Any, evaluators: Mapping[str, Evaluator], log: RunLog) -> None:
+def _finish(
+    config: ConfigDict, run: Run, tuned: Tuning, fitted: Fitted, checkpoints: Any, evaluators: Mapping[str, Evaluator], log: RunLog
+) -> None:
     """Evaluate the selected step on every split; result.json last, so that its presence means a finished run."""
     best = fitted.state
     if fitted.best_step != fitted.steps:
@@ -272,6 +308,8 @@ def _finish(config: ConfigDict, run: Run, fitted: Fitted, checkpoints: Any, eval
         say(f"{split}: {shown(results[split])}  (step {fitted.best_step})")
     log.flush()
     checkpoints.close()
+    if adapter := tuned.save(best, config.workdir, config.init_from):
+        say(f"adapter in peft's format: {adapter}")
     result = run_result(fitted, results, config.seed, {"job": config.job, "model": run.spec.family.name, **run.extra_result})
     if config.train.report and jax.process_index() == 0:
         write_report(

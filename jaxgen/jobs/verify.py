@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxgen.errors import InputError
-from jaxgen.goldens.core import Case, check
+from jaxgen.goldens.core import Case, TextCase, check, text_cases
 
 
 def run(config: ConfigDict) -> int:
@@ -17,7 +17,7 @@ def run(config: ConfigDict) -> int:
 
 
 def verify(paths: Sequence[str]) -> int:
-    """Verify folders: each a case, or a folder of cases at any depth.
+    """Verify folders: each a case, or a folder of cases at any depth; cases of tokenizers may be JSON files.
 
     Raises:
       InputError: no folder given, or one without any case.
@@ -42,11 +42,13 @@ def verify(paths: Sequence[str]) -> int:
 
 
 def _cases_under(path: Path) -> list[Case]:
+    if path.is_file():
+        return [TextCase(path)]
     if not path.is_dir():
         raise InputError(f"{path}: no such folder")
     if (path / "meta.json").exists():
         return [Case(path)]
-    cases = [Case(meta.parent) for meta in sorted(path.rglob("meta.json"))]
+    cases = [Case(meta.parent) for meta in sorted(path.rglob("meta.json"))] + list(text_cases(path))
     if not cases:
         raise InputError(f"{path}: holds no golden case (a folder with meta.json and io.npz)")
     return cases

@@ -102,6 +102,20 @@ class LayerNorm(nnx.Module):
         return (h * along_features(self.scale[...], h) + along_features(self.bias[...], h)).astype(dtype or x.dtype)
 
 
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean(x^2) + eps) * scale over the last axis, in float32, returned in the dtype asked for."""
+
+    def __init__(self, n_features: int, rngs: nnx.Rngs, *, eps: float = 1e-5):
+        self.eps = eps
+        # Weight decay applies: the published recipes exempt LayerNorm by class, and this is another class.
+        self.scale = param(rngs, ones, (n_features,), ("embed",))
+
+    def __call__(self, x: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
+        h = x.astype(jnp.float32)
+        h = h * jax.lax.rsqrt(jnp.square(h).mean(-1, keepdims=True) + self.eps)
+        return (h * along_features(self.scale[...], h)).astype(dtype or x.dtype)
+
+
 class BatchNorm(nnx.Module):
     """Batch norm over all axes but the last, with PyTorch's running estimates (momentum 0.1, unbiased variance)."""
 
@@ -142,17 +156,17 @@ class Conv1d(nnx.Module):
 class CausalDepthwiseConv(nnx.Module):
     """y_t = sum_j w_j x_{t-width+1+j} + b per channel; kernel (width, channels). A few shifted products beat a grouped convolution."""
 
-    def __init__(self, n_features: int, width: int, rngs: nnx.Rngs):
+    def __init__(self, n_features: int, width: int, rngs: nnx.Rngs, *, use_bias: bool = True):
         init = uniform_fan_in(width)
         self.kernel = param(rngs, init, (width, n_features), (None, "mlp"))
-        self.bias = param(rngs, init, (n_features,), ("mlp",), decay=False)
+        self.bias = param(rngs, init, (n_features,), ("mlp",), decay=False) if use_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         length, width = x.shape[1], self.kernel.shape[0]
         kernel = self.kernel[...].astype(x.dtype)
         padded = jnp.pad(x, ((0, 0), (width - 1, 0), (0, 0)))
         y = sum(padded[:, j : j + length] * along_features(kernel[j], x) for j in range(width))
-        return y + along_features(self.bias[...], x)
+        return y if self.bias is None else y + along_features(self.bias[...], x)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

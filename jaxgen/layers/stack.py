@@ -23,10 +23,11 @@ def make_stack(make_block: Callable[[nnx.Rngs], nnx.Module], n_layer: int, rngs:
 
 
 def scan_stack(
-    stack: nnx.Module, step: Callable[[nnx.Module, Any], tuple[Any, Any]], carry: Any, *, remat: str = "none"
+    stack: nnx.Module, step: Callable[..., tuple[Any, Any]], carry: Any, *, per_layer: Any = None, remat: str = "none"
 ) -> tuple[Any, Any]:
-    """Run `step(block, carry) -> (carry, collected)` over the blocks of a stack.
+    """Run `step(block, carry) -> (carry, collected)` over the blocks of a stack; with `per_layer`, `step(block, carry, its part of that)`.
 
+    `per_layer` is a tree of arrays with a leading layer axis: what differs between the layers and is no parameter, such as random keys.
     `remat` ("none", "full", "dots") says what the backward pass recomputes; it never changes parameter names.
 
     Returns:
@@ -36,12 +37,13 @@ def scan_stack(
         raise InputError(f"unknown remat policy {remat!r}{nearest(remat, REMAT_POLICIES)}")
     graphdef, variables = nnx.split(stack)
 
-    def body(carry: Any, layer: nnx.State) -> tuple[Any, Any]:
-        return step(nnx.merge(graphdef, layer), carry)
+    def body(carry: Any, layer: tuple[nnx.State, Any]) -> tuple[Any, Any]:
+        variables, part = layer
+        return step(nnx.merge(graphdef, variables), carry, *(() if per_layer is None else (part,)))
 
     if remat != "none":
         # prevent_cse is for straight-line code; inside a scan it only costs time.
         body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
     # A few layers are laid out one after another: the loop's copies of saved activations cost more than the compile time they save.
     n_layer = jax.tree.leaves(variables)[0].shape[0]
-    return jax.lax.scan(body, carry, variables, unroll=n_layer if n_layer <= UNROLL_UP_TO else 1)
+    return jax.lax.scan(body, carry, (variables, per_layer), unroll=n_layer if n_layer <= UNROLL_UP_TO else 1)

@@ -67,7 +67,7 @@ class Stage(nnx.Module):
 
 
 class CNN(nnx.Module):
-    """Token ids (batch, input_len) -> Output whose `hidden` (batch, classes) holds the class logits."""
+    """Token ids (batch, input_len) -> Output with the class logits (batch, classes) as `predictions`, and as `hidden`."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         if config.n_positions < 1:
@@ -91,7 +91,8 @@ class CNN(nnx.Module):
 
     def __call__(self, tokens: jax.Array, *, mask: jax.Array | None = None, train: bool = False, key: jax.Array | None = None) -> Output:
         del mask, key  # padding is a token like any other here, and there is no dropout
-        return Output(self.classifier(self.dense(self.features(tokens, train=train))).astype(jnp.float32))
+        logits = self.classifier(self.dense(self.features(tokens, train=train))).astype(jnp.float32)
+        return Output(logits, predictions=logits)
 
 
 def key_table(config: Config) -> tuple[Row, ...]:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 
@@ -35,6 +36,12 @@ class Family:
       token_flops: config, length -> floating-point operations of one forward pass per token, None where it is not defined.
       for_task: (config, longest input, classes) -> config: the fields that a new task sets when the model is trained from scratch.
       emits: "hidden" for a backbone that takes a head, "predictions" for a model that ends in its own classifier.
+      own_head: regular expression of the parameters of the published heads; empty if there are none. Such a family has a config field
+        `num_labels`, and with it > 0 the model ends in its published classification head, `Output.predictions`.
+      strands: how a model that reads both strands itself holds them, hidden -> (batch, positions, features, 2), each strand read along
+        itself; None for all others.
+      longest: config -> most tokens of an input, special ones included; 0 for no limit.
+      special_tokens: whether the model was trained on sequences between the tokenizer's special tokens.
     """
 
     name: str
@@ -56,6 +63,10 @@ class Family:
     token_flops: Callable[[Any, int], float] | None = None
     for_task: Callable[[Any, int, int], Any] = lambda config, length, classes: config
     emits: str = "hidden"
+    own_head: str = ""
+    strands: Callable[[jax.Array], jax.Array] | None = None
+    longest: Callable[[Any], int] = lambda config: 0
+    special_tokens: bool = False
 
 
 def override(config: Any, fields: Mapping[str, Any], where: str = "model.config") -> Any:

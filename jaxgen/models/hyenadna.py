@@ -382,5 +382,6 @@ FAMILY = Family(
     export_name=lambda name: name if name.startswith("lm_head") else "hyena.backbone." + name,
     tokenizer=lambda config: ("character", {}),
     token_flops=_token_flops,
+    longest=lambda config: config.l_max,
     for_task=lambda config, length, classes: dataclasses.replace(config, l_max=length),
 )

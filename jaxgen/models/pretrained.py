@@ -17,6 +17,7 @@ from jaxgen import tokenizers
 from jaxgen.checkpoints import hub, key_table, readers, workdir
 from jaxgen.checkpoints.safetensors_io import write_safetensors
 from jaxgen.errors import InputError
+from jaxgen.layers.adapters import merge_arrays
 from jaxgen.layers.variables import named_arrays, with_arrays
 from jaxgen.models.family import Family, override
 from jaxgen.models.registry import FAMILIES, family_of, get_family
@@ -24,7 +25,10 @@ from jaxgen.models.registry import FAMILIES, family_of, get_family
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A model with its weights, its tokenizer and its config. `head` holds task-head tensors of the file under their public names."""
+    """A model with its weights, its tokenizer and its config. `head` holds task-head tensors of the file under their public names.
+
+    `tokenizer` is None for a model with a byte-pair encoding whose folder holds no tokenizer.json.
+    """
 
     model: nnx.Module
     tokenizer: Any
@@ -37,12 +41,13 @@ class Pretrained:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """A checkpoint as read: arrays under our names, not yet on a device."""
+    """A checkpoint as read from `folder`: arrays under our names, not yet on a device."""
 
     family: Family
     config: Any
     arrays: Mapping[str, np.ndarray]
     head: Mapping[str, np.ndarray]
+    folder: epath.PathLike
 
 
 def shapes_of(family: Family, config: Any) -> dict[str, tuple[int, ...]]:
@@ -68,8 +73,10 @@ def read_weights(path_or_hub_id: str, fields: Mapping[str, Any] | None = None, e
         config = override(family.config(**run_model["config"]), fields or {})
         arrays = workdir.read_arrays(folder)
         backbone = {name.removeprefix("backbone."): x for name, x in arrays.items() if name.startswith("backbone.")}
+        if "adapter" in run_model:
+            backbone = merge_arrays(backbone, run_model["adapter"]["owners"])
         _check_same(backbone, shapes_of(family, config), str(folder))
-        return Weights(family, config, backbone, {n: x for n, x in arrays.items() if not n.startswith("backbone.")})
+        return Weights(family, config, backbone, {n: x for n, x in arrays.items() if not n.startswith("backbone.")}, folder)
     public, weights_file = readers.read_config(folder), readers.find_weights(folder)
     raw = readers.read_tensors(weights_file)
     family = _expect(_recognise(public, raw, folder), expected, folder)
@@ -79,7 +86,7 @@ def read_weights(path_or_hub_id: str, fields: Mapping[str, Any] | None = None, e
     body = {name: tensor for name, tensor in tensors.items() if name not in head}
     rows, sizes = family.key_table(config), family.table_sizes(config)
     arrays = key_table.load(body, rows, shapes_of(family, config), sizes=sizes, dtype=np.float32, where=str(weights_file))
-    return Weights(family, config, arrays, head)
+    return Weights(family, config, arrays, head, folder)
 
 
 def load(path_or_hub_id: str, dtype: str = "float32", **fields: Any) -> Pretrained:
@@ -98,7 +105,8 @@ def load(path_or_hub_id: str, dtype: str = "float32", **fields: Any) -> Pretrain
     arrays = {name: jnp.asarray(array, state_array.dtype) for (name, array), state_array in _aligned(weights.arrays, state)}
     model = nnx.merge(graphdef, with_arrays(state, arrays))
     name, options = weights.family.tokenizer(weights.config)
-    return Pretrained(model, tokenizers.get(name, **options), weights.config, weights.head)
+    tokenizer = tokenizers.in_folder(name, weights.folder, **options) or tokenizers.published(name, **options)
+    return Pretrained(model, tokenizer, weights.config, weights.head)
 
 
 def export(model: Pretrained | nnx.Module, directory: str | Path) -> Path:
@@ -116,6 +124,8 @@ def export(model: Pretrained | nnx.Module, directory: str | Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     write_safetensors(directory / "model.safetensors", tensors, {"format": "pt"})
     (directory / "config.json").write_text(json.dumps(family.write_config(config), indent=2) + "\n")
+    if pretrained and pretrained.tokenizer is not None:
+        pretrained.tokenizer.save(directory)
     return directory
 
 

@@ -6,17 +6,26 @@ from typing import Any
 from jaxgen.errors import InputError, nearest
 from jaxgen.models.family import Family
 
-# Family -> module. A new architecture is one file and one line here.
+# Family -> module that holds it as FAMILY, or module:NAME. A new architecture is one file and one line here.
 FAMILIES = {
+    "caduceus_ph": "jaxgen.models.caduceus:PH",
+    "caduceus_ps": "jaxgen.models.caduceus:PS",
     "cnn": "jaxgen.models.cnn",
+    "dnabert": "jaxgen.models.dnabert",
+    "dnabert2": "jaxgen.models.dnabert2",
+    "gpt_neo": "jaxgen.models.gpt_neo",
     "hyenadna": "jaxgen.models.hyenadna",
+    "mamba": "jaxgen.models.mamba",
+    "nt_v1": "jaxgen.models.nucleotide_transformer:V1",
+    "nt_v2": "jaxgen.models.nucleotide_transformer:V2",
 }
 
 
 def get_family(name: str) -> Family:
     if name not in FAMILIES:
         raise InputError(f"unknown model family {name!r}{nearest(name, FAMILIES)}")
-    return importlib.import_module(FAMILIES[name]).FAMILY
+    module, _, attribute = FAMILIES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute or "FAMILY")
 
 
 def resolve(name: str) -> tuple[Family, Any]:

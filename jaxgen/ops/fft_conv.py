@@ -7,12 +7,12 @@ neighbours runs many times slower, hence the barriers. And XLA's partitioner gat
 `shard_map`: each device transforms its own rows and channels; a sharded length becomes sharded channels by one all-to-all.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import scipy.fft
 from jax.sharding import PartitionSpec as P
+
+from jaxgen.ops.partition import distributed, dividing_axes
 
 _isolate = jax.lax.optimization_barrier
 
@@ -37,16 +37,9 @@ def _convolve(u_bld: jax.Array, k_ld: jax.Array) -> jax.Array:
 
 def _partition(batch: int, channels: int) -> tuple[P, P] | None:
     """Specs of input and filter on the mesh in force: rows over (data, fsdp), channels over (tensor, sequence) where they divide."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if not distributed():
         return None
-
-    def axes(names: tuple[str, ...], size: int) -> tuple[str, ...] | None:
-        present = tuple(name for name in names if mesh.shape.get(name, 1) > 1)
-        ways = functools.reduce(lambda total, name: total * mesh.shape[name], present, 1)
-        return present if present and size % ways == 0 else None
-
-    rows, features = axes(("data", "fsdp"), batch), axes(("tensor", "sequence"), channels)
+    rows, features = dividing_axes(("data", "fsdp"), batch), dividing_axes(("tensor", "sequence"), channels)
     return P(rows, None, features), P(None, features)
 
 

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
+from etils import epath
 
 from jaxgen.errors import InputError
 
@@ -49,6 +50,17 @@ class Tokenizer(ABC):
     @abstractmethod
     def decode(self, ids: np.ndarray) -> str:
         """The text of `ids`; special tokens are written by name, e.g. `[SEP]`."""
+
+    def vocabulary(self) -> dict[str, str]:
+        """File name -> content of the files that hold the vocabulary; none where name and options say everything."""
+        return {}
+
+    def save(self, folder: epath.PathLike) -> None:
+        """Write the files of `vocabulary`, in the public format, each whole or not at all."""
+        for name, content in self.vocabulary().items():
+            temporary = epath.Path(folder) / f"{name}.tmp"
+            temporary.write_text(content)
+            temporary.replace(epath.Path(folder) / name)
 
     def __call__(
         self,
@@ -104,7 +116,7 @@ class Tokenizer(ABC):
 
     def attention_mask(self, lengths: np.ndarray, width: int, padding_side: str | None = None) -> np.ndarray:
         """bool (B, width), true on real tokens, for the row `lengths` (B,) that `encode_batch` returned."""
-        positions = np.arange(width)
+        positions = np.arange(width, dtype=np.int32)
         lengths = np.asarray(lengths)[:, None]
         return positions >= width - lengths if (padding_side or self.padding_side) == "left" else positions < lengths
 

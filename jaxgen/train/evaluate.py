@@ -47,20 +47,23 @@ class PredictionEvaluator:
         def predict(params: Any, frozen: Any, model_state: Any, batch: Mapping[str, jax.Array]) -> Any:
             predictions, _ = program.apply(params, frozen, model_state, batch, train=False, key=None)
             total, weight, _ = program.objective(predictions, batch)
-            return predictions.astype(jnp.float32), batch["target"], batch["weight"], total, weight
+            return predictions.astype(jnp.float32), batch["target"], batch["weight"], total, weight, batch.get("index")
 
         self._predict = _Compiled(program, predict)
 
     def predictions(self, state: TrainState) -> tuple[np.ndarray, np.ndarray, float]:
         """(predictions, targets) of the real examples in order, and the mean loss."""
-        outputs, targets, loss, weight = [], [], 0.0, 0.0
+        outputs, targets, order, loss, weight = [], [], [], 0.0, 0.0
         for batch in self.batches():
-            p, t, w, total, count = jax.device_get(self._predict(state, batch))
+            p, t, w, total, count, index = jax.device_get(self._predict(state, batch))
             keep = w > 0
             outputs.append(p[keep])
             targets.append(t[keep])
+            if index is not None:  # batches by length: put the examples back into their order
+                order.append(index[keep])
             loss, weight = loss + float(total), weight + float(count)
-        return np.concatenate(outputs), np.concatenate(targets), loss / max(weight, 1.0)
+        back = np.argsort(np.concatenate(order)) if order else slice(None)
+        return np.concatenate(outputs)[back], np.concatenate(targets)[back], loss / max(weight, 1.0)
 
     def metrics(self, state: TrainState) -> dict[str, float]:
         self.last = predictions, targets, loss = self.predictions(state)

@@ -184,15 +184,14 @@ def fit(
         peak_flops=plan.peak_flops,
     )
     step, interrupted = start, False
-    pending: tuple[int, Mapping[str, jax.Array]] | None = None
-    tokens_per_step = 0
+    pending: tuple[int, Mapping[str, jax.Array], int] | None = None
 
     def settle() -> None:
         """Read the metrics of the step before: by now they are there, so the device never waits for the host."""
         nonlocal pending
         if pending is None:
             return
-        at, metrics = pending
+        at, metrics, tokens = pending
         pending = None
         values = {name: float(value) for name, value in metrics.items()}
         if plan.nan_policy == "stop" and not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
@@ -201,22 +200,25 @@ def fit(
                 f"step {at}: loss {values['loss']:g}, gradient norm {values['grad_norm']:g}: not finite; parameters were left as they "
                 "were. Lower train.learning_rate, use precision=float32, or set train.nan_policy=skip to skip such updates and count them"
             )
-        progress.update(at, examples=plan.batch_size, tokens=tokens_per_step, loss=values["loss"])
+        progress.update(at, examples=plan.batch_size, tokens=tokens, loss=values["loss"])
         if at % plan.log_every == 0 or at in (1, plan.steps):
             log.log(at, "train", values | {"learning_rate": float(plan.learning_rate(at - 1))})
 
     with _Termination() as termination, jax.set_mesh(program.mesh):
-        compiled = None
+        compiled: dict[Any, Any] = {}  # by the shapes of a batch: one, or one per length bucket
         for batch in _on_device(stream, program) if start < plan.steps and not stopped_early else ():
-            if compiled is None:
-                tokens_per_step = int(np.prod(batch["tokens"].shape[:2])) if "tokens" in batch else 0
-                since = time.time()
-                compiled = compile_train_step(program, state, batch)
-                say(f"compiled the training step in {time.time() - since:.1f} s; {memory_report(compiled)}")
-            state, metrics = compiled(state, batch)
+            shapes = tuple(x.shape for x in batch.values())
+            if shapes not in compiled:
+                settle()
+                with progress.paused():
+                    since = time.time()
+                    compiled[shapes] = compile_train_step(program, state, batch)
+                seconds = time.time() - since
+                say(f"compiled the training step for {_tokens(batch):,} tokens in {seconds:.1f} s; {memory_report(compiled[shapes])}")
+            state, metrics = compiled[shapes](state, batch)
             step += 1
             settle()
-            pending = (step, metrics)
+            pending = (step, metrics, _tokens(batch))
             last = step >= plan.steps
             if step % plan.eval_every == 0 or last:
                 settle()
@@ -244,6 +246,11 @@ def fit(
     checkpoints.wait()
     best = selection.best_step if selection.best_step is not None else step
     return Fitted(state, best, step, interrupted, progress.rates(), before + time.time() - began), checkpoints
+
+
+def _tokens(batch: Mapping[str, jax.Array]) -> int:
+    """Token positions of a batch; 0 where it has none."""
+    return int(np.prod(batch["tokens"].shape[:2])) if "tokens" in batch else 0
 
 
 def _position(stream: Stream, step: int) -> dict[str, Any]:

@@ -17,11 +17,12 @@ _MOST_OUTPUTS = 6  # outputs with a panel of their own
 _MOST_CELLS = 12  # classes up to which a confusion matrix is written out
 
 
-def _figure(columns: int = 1, rows: int = 1, width: float = 5.2, height: float = 4.2, **options: Any) -> tuple[Any, Any]:
+def new_figure(columns: int = 1, rows: int = 1, width: float = 5.2, height: float = 4.2, dpi: int = 110, **options: Any) -> tuple[Any, Any]:
+    """A figure and its array of axes (rows, columns), each `width` x `height` inches; `options` as of `Figure.subplots`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained", dpi=110)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained", dpi=dpi)
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     for ax in axes.flat:
@@ -65,7 +66,7 @@ def training(history: Sequence[Mapping[str, Any]], title: str, loss_label: str, 
         return None
     rate_steps, rate = _series(history, "train", "learning_rate")
     rows = 2 if len(rate_steps) else 1
-    figure, axes = _figure(1, rows, 7.5, 3.2, sharex=True, height_ratios=(3, 1)[:rows])
+    figure, axes = new_figure(1, rows, 7.5, 3.2, sharex=True, height_ratios=(3, 1)[:rows])
     top = axes[0, 0]
     if len(steps):
         top.plot(steps, loss, color=COLOURS[0], alpha=0.25, linewidth=1, label="train, each record")
@@ -99,7 +100,7 @@ def ranking(logits: np.ndarray, labels: np.ndarray, names: Sequence[str], title:
     curves = list(_class_curves(logits, labels))
     if not curves:
         return None
-    figure, axes = _figure(2)
+    figure, axes = new_figure(2)
     roc, recall = axes[0]
     for i, (c, has, score) in enumerate(curves):
         own = i < _MOST_CURVES  # the others stay a grey crowd
@@ -123,7 +124,7 @@ def confusion(logits: np.ndarray, labels: np.ndarray, names: Sequence[str], titl
     counts = metrics.confusion_matrix(logits.argmax(1), labels, logits.shape[1])
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = max(4.2, 0.45 * len(names))
-    figure, axes = _figure(2, 1, size + 0.6, size)
+    figure, axes = new_figure(2, 1, size + 0.6, size)
     for ax, values, form, what in ((axes[0, 0], counts, "{:,}", "examples"), (axes[0, 1], shares, "{:.2f}", "share of the true class")):
         ax.grid(visible=False)
         top = 1.0 if values is shares else max(1, values.max())
@@ -148,7 +149,7 @@ def calibration(logits: np.ndarray, labels: np.ndarray, title: str, bins: int = 
     mean_sure = np.bincount(which, sure, bins)[used] / sizes[used]
     mean_right = np.bincount(which, right, bins)[used] / sizes[used]
     error = np.abs(mean_sure - mean_right) @ sizes[used] / sizes.sum()
-    figure, axes = _figure(1, 2, 5.2, 2.9, sharex=True, height_ratios=(3, 1))
+    figure, axes = new_figure(1, 2, 5.2, 2.9, sharex=True, height_ratios=(3, 1))
     top, below = axes[:, 0]
     top.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle=":", label="perfect calibration")
     top.plot(mean_sure, mean_right, color=COLOURS[0], marker="o", label=f"model (expected calibration error {error:.3f})")
@@ -163,7 +164,7 @@ def scatter(predictions: np.ndarray, targets: np.ndarray, names: Sequence[str], 
     """Predicted against measured values, one panel per output; dense clouds as hexagons coloured by count."""
     shown = min(predictions.shape[1], _MOST_OUTPUTS)
     columns = min(shown, 3)
-    figure, axes = _figure(columns, math.ceil(shown / columns), 4.6, 4.4)
+    figure, axes = new_figure(columns, math.ceil(shown / columns), 4.6, 4.4)
     for ax in axes.flat[shown:]:
         ax.set_visible(False)
     for k, ax in zip(range(shown), axes.flat):

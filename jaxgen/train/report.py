@@ -55,7 +55,7 @@ def write_report(
     table = metrics if metrics is not None else _last_metrics(history)
     folder = epath.Path(workdir) / "report"
     files = {f"{name}.png": image for name, image in images.items()}
-    files |= {"report.md": _markdown(title, table, images, notes), "index.html": _page(title, table, images, notes)}
+    files |= {"report.md": markdown_page(title, table, images, notes), "index.html": html_page(title, table, images, notes)}
     for name, content in files.items():
         write_atomic(folder / name, content)
     return [folder / name for name in files]
@@ -108,7 +108,7 @@ def _heading(name: str) -> str:
     return name.replace("_", ": ", 1)
 
 
-def _markdown(title: str, table: Mapping[str, Mapping[str, float]], images: Mapping[str, bytes], notes: Sequence[str]) -> str:
+def markdown_page(title: str, table: Mapping[str, Mapping[str, float]], images: Mapping[str, bytes], notes: Sequence[str]) -> str:
     rows = _rows(table)
     lines = [f"# {title}", ""]
     lines += [f"**{note}**\n" for note in notes]
@@ -121,7 +121,7 @@ def _markdown(title: str, table: Mapping[str, Mapping[str, float]], images: Mapp
     return "\n".join(lines) + "\n"
 
 
-def _page(title: str, table: Mapping[str, Mapping[str, float]], images: Mapping[str, bytes], notes: Sequence[str]) -> str:
+def html_page(title: str, table: Mapping[str, Mapping[str, float]], images: Mapping[str, bytes], notes: Sequence[str]) -> str:
     escape = html.escape
     rows = _rows(table)
     body = [f"<h1>{escape(title)}</h1>"]

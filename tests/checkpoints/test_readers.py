@@ -76,6 +76,19 @@ def test_safetensors_round_trip(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+def test_safetensors_whose_first_byte_begins_a_pickle(tmp_path):
+    """The file begins with the length of its header, of which every multiple of 8 occurs."""
+    tensors = {f"layer.{i}.weight": np.full(2, i, np.float32) for i in range(9)}
+    path = tmp_path / "model.safetensors"
+    write_safetensors(path, tensors)
+    raw = path.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    padding = (0x80 - size) % 256
+    path.write_bytes((size + padding).to_bytes(8, "little") + raw[8 : 8 + size] + b" " * padding + raw[8 + size :])
+    assert path.read_bytes()[:1] == b"\x80"
+    assert_same(read_tensors(path), tensors)
+
+
 def test_safetensors_writing_leaves_nothing_half_done(tmp_path):
     path = tmp_path / "model.safetensors"
     write_safetensors(path, {"a": A})

@@ -166,6 +166,8 @@ def test_missing_file_and_unusable_cache(small, tmp_path):
         ("chr1\t14\t12\t10\t11\n", "does not list contig 'chr2'"),
         ("chr1\t14\t1\t1\t1\nchr2\t6\t0\t4\t6\nchr3\t1\t0\t1\t1\nchr9\t1\t0\t1\t1\n", "lists contig 'chr9'"),
         ("chr1 14\n", ":1: not a FASTA index line"),
+        ("chr1\t14\t12\t10\t11\nchr2\t6\t0\tfour\t6\n", ":2: not a FASTA index line"),
+        ("chr1\t14\t12\t10\t11\nchr1\t14\t12\t10\t11\n", ":2: lists contig 'chr1' a second time"),
     ],
 )
 def test_disagreeing_index(small, cache, fai, message):

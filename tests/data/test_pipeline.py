@@ -134,7 +134,7 @@ def test_table_rows_are_the_tokenizer(cache_bytes):
     np.testing.assert_array_equal(batch["mask"].sum(axis=1), lengths)
     assert batch["target"].tolist() == [3, 0]
     assert rows.truncated == 2
-    assert rows.pad_fraction == pytest.approx(1 - np.minimum([len(text) for text in TEXTS], 8).sum() / 88)
+    assert rows.pad_fraction() == pytest.approx(1 - np.minimum([len(text) for text in TEXTS], 8).sum() / 88)
 
 
 @pytest.mark.parametrize("cache_bytes", [1 << 30, 0])

@@ -1,0 +1,54 @@
+"""The tokenizer that a run reads its sequences with."""
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from jaxgen import tokenizers
+from jaxgen.data.sequences import Sequences
+from jaxgen.errors import InputError
+from jaxgen.jobs.training import ModelSpec, say
+from jaxgen.tokenizers import Tokenizer
+
+
+def choose_tokenizer(config: ConfigDict, spec: ModelSpec, sequences: Sequences) -> Tokenizer:
+    """The first there is: the resumed run's own, `model.tokenizer`, the starting checkpoint's, the published one, one learned.
+
+    Args:
+      sequences: of the training split, from which a byte-pair encoding is learned for a model from scratch.
+
+    Raises:
+      InputError: no tokenizer where `model.tokenizer` or the checkpoint should have one, or one with more tokens than the model.
+    """
+    name, options = spec.family.tokenizer(spec.config)
+    workdir, given = epath.Path(str(config.workdir)), str(config.model.tokenizer)
+    tokenizer = None
+    if any((workdir / "checkpoints").glob("step_*")):
+        tokenizer = tokenizers.in_folder(name, workdir, **options)
+    if tokenizer is None and given:
+        is_folder = epath.Path(given).is_dir()
+        tokenizer = tokenizers.in_folder(name, given, **options) if is_folder else tokenizers.get(name, file=given, **options)
+        if tokenizer is None:
+            raise InputError(f"model.tokenizer={given}: the folder holds no vocabulary for {name!r}")
+    if tokenizer is None and spec.folder:
+        tokenizer = tokenizers.in_folder(name, spec.folder, **options)
+    if tokenizer is None:
+        tokenizer = tokenizers.published(name, **options)
+    if tokenizer is None:
+        if spec.arrays is not None:
+            raise InputError(f"init_from={config.init_from}: holds no tokenizer.json; put it there or set model.tokenizer")
+        tokenizer = _learn(name, spec.config.vocab_size, sequences)
+    if tokenizer.vocab_size > getattr(spec.config, "vocab_size", tokenizer.vocab_size):
+        where = given or spec.folder or config.workdir
+        raise InputError(
+            f"{where}: {tokenizer.vocab_size} tokens, but the model has {spec.config.vocab_size}; "
+            f"set model.config.vocab_size={tokenizer.vocab_size} to train it from scratch"
+        )
+    return tokenizer
+
+
+def _learn(name: str, vocab_size: int, sequences: Sequences) -> Tokenizer:
+    from jaxgen.tokenizers.bpe import train_bpe
+
+    tokenizer = train_bpe(sequences, vocab_size, name.removesuffix("_bpe"))
+    say(f"no vocabulary given: learned {tokenizer.vocab_size:,} tokens from the training split")
+    return tokenizer

@@ -1,0 +1,193 @@
+"""Mamba: causal language model of DNA on a selective state space (Gu and Dao 2023, arXiv 2312.00752).
+
+Source of the numerics: state-spaces/mamba v1.2.0 `models/mixer_seq_simple.py`; the DNA recipes are those of kuleshov-group/caduceus.
+Array names end in their axes: b batch, l length, d features.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxgen.checkpoints.key_table import Row, strip_prefix
+from jaxgen.checkpoints.mamba_format import projection_rows, ssm_rows
+from jaxgen.layers.core import Embedding, LayerNorm, Linear, RMSNorm, normal
+from jaxgen.layers.mamba import Block, Mixer, MixerConfig, read_mixer, write_mixer
+from jaxgen.layers.output import Output
+from jaxgen.layers.stack import make_stack, scan_stack
+from jaxgen.models.family import Family
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Shape and numerics. `dt_rank` 0 means ceil(d_model / 16)."""
+
+    d_model: int = 256
+    n_layer: int = 8
+    vocab_size: int = 12
+    pad_vocab_size_multiple: int = 8
+    rms_norm: bool = True
+    norm_epsilon: float = 1e-5
+    residual_in_fp32: bool = False
+    tie_embeddings: bool = True
+    initializer_range: float = 0.02
+    d_state: int = 16
+    d_conv: int = 4
+    expand: int = 2
+    dt_rank: int = 0
+    dt_min: float = 1e-3
+    dt_max: float = 0.1
+    dt_init: str = "random"
+    dt_scale: float = 1.0
+    dt_init_floor: float = 1e-4
+    conv_bias: bool = True
+    bias: bool = False
+    dtype: str = "float32"
+    remat: str = "none"
+
+    @property
+    def n_tokens(self) -> int:
+        """Rows of the embedding: the vocabulary padded to a multiple."""
+        return -(-self.vocab_size // self.pad_vocab_size_multiple) * self.pad_vocab_size_multiple
+
+    @property
+    def mixer(self) -> MixerConfig:
+        return MixerConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(MixerConfig)})
+
+
+SIZES = {
+    "1k": Config(),
+    "1k_d128": Config(d_model=128, n_layer=4),
+    "4k": Config(n_layer=4),
+    "4k_bpe": Config(n_layer=4, vocab_size=4096),
+    "smoke": Config(d_model=64, n_layer=2),
+}
+
+
+class Mamba(nnx.Module):
+    """Token ids (batch, length) -> Output with language-model logits."""
+
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        self.config = config
+
+        def norm(r: nnx.Rngs) -> nnx.Module:
+            return (RMSNorm if config.rms_norm else LayerNorm)(config.d_model, r, eps=config.norm_epsilon)
+
+        init = normal(config.initializer_range)
+        self.embedding = Embedding(config.n_tokens, config.d_model, rngs, init=init)
+        self.blocks = make_stack(lambda r: Block(Mixer(config.mixer, r, residuals=config.n_layer), norm(r)), config.n_layer, rngs)
+        self.norm = norm(rngs)
+        tied = config.tie_embeddings
+        self.lm_head = None if tied else Linear(config.d_model, config.n_tokens, rngs, axes=("embed", "vocab"), use_bias=False, init=init)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        train: bool = False,
+        key: jax.Array | None = None,
+        hidden_states: bool = False,
+    ) -> Output:
+        """`mask` (batch, length), true at real tokens, keeps padding out of convolutions and states (the original lets it in: pass None).
+
+        `hidden_states` are the embedding, each block's output with its residual, and `hidden`.
+        """
+        del train, key  # no dropout
+        dtype = jnp.dtype(self.config.dtype)
+        x_bld = self.embedding(tokens, dtype)
+        start = jnp.zeros_like(x_bld, jnp.float32 if self.config.residual_in_fp32 else dtype)
+
+        def step(block: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
+            hidden, residual = block(*carry, mask)
+            return (hidden, residual), hidden + residual if hidden_states else None
+
+        (hidden, residual), collected = scan_stack(self.blocks, step, (x_bld, start), remat=self.config.remat)
+        hidden = self.norm(hidden + residual, dtype)
+        states = jnp.concatenate([x_bld[None], collected.astype(dtype), hidden[None]]) if hidden_states else None
+        hidden32 = hidden.astype(jnp.float32)
+        return Output(hidden, self.embedding.attend(hidden32) if self.lm_head is None else self.lm_head(hidden32), states)
+
+
+# Public checkpoints -------------------------------------------------------------------------------------------------------------
+
+
+def public_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Lightning keeps the model under `model.` and metrics beside it; the hub has neither."""
+    if any(name.startswith("model.") for name in tensors):
+        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(("model.", "decoder."))}
+    return strip_prefix(tensors, ("model.backbone.", "model.", "backbone."))
+
+
+def key_table(config: Config) -> tuple[Row, ...]:
+    """Public names without their prefix <-> ours; `{i}` is the layer."""
+    mixer, block = "layers.{i}.mixer.", "layers.{i}.norm."
+    rows = [*projection_rows(mixer, "blocks.mixer.", config.bias), *ssm_rows(mixer, "blocks.mixer.ssm.", config.conv_bias)]
+    for theirs, ours in (("weight", "scale"), ("bias", "bias"))[: 1 if config.rms_norm else 2]:
+        rows += [Row(block + theirs, f"blocks.norm.{ours}"), Row(f"norm_f.{theirs}", f"norm.{ours}")]
+    if config.tie_embeddings:
+        rows.append(Row("embedding.weight", "embedding.table", also_public=("lm_head.weight",)))
+    else:
+        rows += [Row("embedding.weight", "embedding.table"), Row("lm_head.weight", "lm_head.kernel", "v d -> d v")]
+    return tuple(rows)
+
+
+def _read_config(public: Mapping[str, Any], tensors: Mapping[str, np.ndarray], weights_file: str) -> Config:
+    """The hub's config.json, or the model_config.json of a pre-training run, which has it under `config`."""
+    del weights_file
+    public = public.get("config", public)
+    mixer = dataclasses.asdict(read_mixer(public["d_model"], public.get("ssm_cfg")))
+    return Config(
+        n_layer=public["n_layer"],
+        vocab_size=public["vocab_size"],
+        pad_vocab_size_multiple=public.get("pad_vocab_size_multiple", 8),
+        rms_norm=public.get("rms_norm", True),
+        residual_in_fp32=public.get("residual_in_fp32", True),
+        tie_embeddings=public.get("tie_embeddings", True),
+        **mixer,
+    )
+
+
+def _write_config(config: Config) -> dict[str, Any]:
+    return {
+        "d_model": config.d_model,
+        "n_layer": config.n_layer,
+        "vocab_size": config.vocab_size,
+        "ssm_cfg": write_mixer(config.mixer),
+        "rms_norm": config.rms_norm,
+        "residual_in_fp32": config.residual_in_fp32,
+        "fused_add_norm": True,  # chooses a kernel of the original; the numbers are the same
+        "pad_vocab_size_multiple": config.pad_vocab_size_multiple,
+        "tie_embeddings": config.tie_embeddings,
+    }
+
+
+def _token_flops(config: Config, length: int) -> float:
+    """Multiply-adds counted twice; 9 operations per state element of the scan (state-spaces/mamba issue 110)."""
+    del length
+    m = config.mixer
+    d, e, n = m.d_model, m.d_inner, m.d_state
+    dense = 2 * (3 * d * e + e * (m.rank + 2 * n) + m.rank * e + m.d_conv * e)
+    return config.n_layer * (dense + 9 * e * n) + 2 * d * config.n_tokens
+
+
+FAMILY = Family(
+    name="mamba",
+    config=Config,
+    build=Mamba,
+    sizes=SIZES,
+    default_size="1k",
+    recognises=lambda public, tensors: any(name.endswith(".mixer.A_log") for name in tensors),
+    read_config=_read_config,
+    write_config=_write_config,
+    public_names=public_names,
+    key_table=key_table,
+    table_sizes=lambda config: {"i": config.n_layer},
+    export_name=lambda name: name if name.startswith("lm_head") else "backbone." + name,
+    tokenizer=lambda config: ("caduceus", {}) if config.vocab_size <= 16 else ("dnabert2_bpe", {}),
+    token_flops=_token_flops,
+)
