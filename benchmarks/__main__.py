@@ -21,6 +21,8 @@ PARTS = {
     "fft": "benchmarks.fft",
     "block": "benchmarks.block",
     "lel": "benchmarks.lel",
+    "embed": "benchmarks.embed",
+    "concat": "benchmarks.concat",
     "start": "benchmarks.start",
     "gpu": "benchmarks.gpu",
 }

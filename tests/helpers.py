@@ -102,6 +102,21 @@ def pretrain(fasta: Path, **fields: Any) -> list[str]:
     ]
 
 
+class Jitted:
+    """A token model whose calls are compiled once per shape; called eagerly, its scan would be compiled at every call."""
+
+    def __init__(self, module: Any):
+        import jax
+
+        def forward(tokens, mask, key, hidden_states, attentions):
+            return module(tokens, mask=mask, key=key, hidden_states=hidden_states, attentions=attentions)
+
+        self.module, self._forward = module, jax.jit(forward, static_argnums=(3, 4))
+
+    def __call__(self, tokens: Any, *, mask: Any = None, key: Any = None, hidden_states: bool = False, attentions: bool = False) -> Any:
+        return self._forward(tokens, mask, key, hidden_states, attentions)
+
+
 # Jobs in processes of their own -------------------------------------------------------------------------------------------------
 
 

@@ -149,14 +149,14 @@ def train_epoch(
             errors = jnp.where(counts, predict_pairs(params, tf, gene, rows, columns) - jnp.where(counts, y, 0), 0)
             return jnp.sum(jnp.square(errors)) / jnp.maximum(counts.sum(), 1)
 
-        updates, moments = _adam(method).update(jax.grad(loss)(carry[0]), carry[1], carry[0])
+        updates, moments = adam(method).update(jax.grad(loss)(carry[0]), carry[1], carry[0])
         return (optax.apply_updates(carry[0], updates), moments), None
 
     (params, moments), _ = jax.lax.scan(step, (params, moments), order)
     return params, moments
 
 
-def _adam(method: ConcatMLP) -> optax.GradientTransformation:
+def adam(method: ConcatMLP) -> optax.GradientTransformation:
     """torch.optim.Adam: the decay is part of the gradient."""
     return optax.chain(optax.add_decayed_weights(method.weight_decay), optax.adam(method.learning_rate))
 
@@ -176,7 +176,7 @@ def _fit(
 
     def start(key: jax.Array) -> _Fold:
         params = init_params(key, tf.shape[1], gene.shape[1], method.hidden)
-        return _Fold(params, _adam(method).init(params), selection.start(params))
+        return _Fold(params, adam(method).init(params), selection.start(params))
 
     def one_epoch(fold: _Fold, train: Rows, valid: Rows, key: jax.Array, epoch: jax.Array) -> _Fold:
         params, moments = train_epoch(method, fold.params, fold.moments, tf, gene, targets, train, key)

@@ -219,7 +219,8 @@ def test_every_method_of_the_table_can_be_made():
 @pytest.mark.parametrize(
     ("methods", "fields", "words"),
     [
-        ("lel", {}, ["'lel' is not a method", "lel_nt"]),
+        ("lel", {}, ["no method 'lel'", "lel_nt"]),
+        (LINEAR, {"perturbation__methods": "mpl_nt"}, ["perturbation.methods", "'mlp_nt'"]),
         (LINEAR, {"perturbation__folds": 1}, ["perturbation.folds=1"]),
         (LINEAR, {"perturbation__folds": 21}, ["perturbation.folds=21"]),
         (LINEAR, {"perturbation__lel__ridge": 0}, ["ridge=0"]),

@@ -31,8 +31,8 @@ LENGTH = 24
 
 
 @functools.cache
-def model(family: str, **fields: Any) -> nt.NucleotideTransformer:
-    return nt.NucleotideTransformer(dataclasses.replace(CONFIGS[family], **fields), nnx.Rngs(0))
+def model(family: str, **fields: Any) -> helpers.Jitted:
+    return helpers.Jitted(nt.NucleotideTransformer(dataclasses.replace(CONFIGS[family], **fields), nnx.Rngs(0)))
 
 
 def tokens(rows: int = 3, length: int = LENGTH, seed: int = 0) -> jax.Array:
@@ -139,7 +139,7 @@ def test_published_sizes():
 @BOTH
 def test_export_and_load_give_the_same(family, tmp_path):
     for fields in ({}, {"num_labels": 3}, {"numerics": "haiku", "layer_norm_eps": 1e-5}, {"norm_embeddings": True, "ffn_bias": True}):
-        made = model(family, **fields)
+        made = model(family, **fields).module
         folder = jaxgen.export(made, tmp_path / str(len(fields)) / str(fields.get("num_labels")))
         loaded = jaxgen.load(str(folder))
         assert loaded.config == made.config
@@ -176,7 +176,7 @@ def haiku_tree(made: nt.NucleotideTransformer, root: str, attention: str, norm: 
 @pytest.mark.parametrize("as_published", [True, False])
 def test_haiku_checkpoints(family, as_published, tmp_path):
     """Both spellings of the module names; v1's hyperparams.json leaves out what only v2 has."""
-    made = model(family, numerics="haiku", layer_norm_eps=1e-5)
+    made = model(family, numerics="haiku", layer_norm_eps=1e-5).module
     names = ("esm_transformer", "mha", "mha_layer_norm", "esm_roberta_lm_head")
     renamed = ("nucleotide_transformer500M_x", "self_attention", "self_attention_layer_norm", "roberta_lm_head")
     np.savez(tmp_path / "params.npz", **haiku_tree(made, *(names if as_published else renamed)))
@@ -190,14 +190,14 @@ def test_haiku_checkpoints(family, as_published, tmp_path):
     loaded = jaxgen.load(str(tmp_path))
     assert loaded.config == dataclasses.replace(c, token_dropout=True, expected_masked=0.1, initializer_range=0.02)
     expected = model(family, numerics="haiku", layer_norm_eps=1e-5, token_dropout=True, expected_masked=0.1)(tokens()).logits
-    np.testing.assert_array_equal(loaded(tokens()).logits, expected)
+    np.testing.assert_array_equal(helpers.Jitted(loaded.model)(tokens()).logits, expected)
     (tmp_path / "hyperparams.json").write_text(json.dumps(hyperparams | {"add_bias_kv": True}))
     with pytest.raises(InputError, match="add_bias_kv"):
         jaxgen.load(str(tmp_path))
 
 
 def test_a_protein_model_is_not_taken_for_it(tmp_path):
-    folder = jaxgen.export(model("nt_v1"), tmp_path)
+    folder = jaxgen.export(model("nt_v1").module, tmp_path)
     public = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(public | {"model_type": "bert"}))
     with pytest.raises(InputError, match="model_type 'bert'"):
@@ -329,7 +329,7 @@ def test_v1_equals_esm_of_transformers(tmp_path, labels):
 
 def test_optimizer_groups():
     """Norms, biases and embeddings are not decayed."""
-    named = jax.tree_util.tree_flatten_with_path(nnx.state(model("nt_v1")), is_leaf=lambda x: isinstance(x, nnx.Variable))[0]
+    named = jax.tree_util.tree_flatten_with_path(nnx.state(model("nt_v1").module), is_leaf=lambda x: isinstance(x, nnx.Variable))[0]
     decayed = {jax.tree_util.keystr(path) for path, x in named if x.get_metadata().get("decay")}
     assert decayed
     assert all("kernel" in name for name in decayed)
