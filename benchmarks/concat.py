@@ -20,10 +20,10 @@ def run(options: Options) -> Iterator[Row | Note]:
     """One row against PyTorch, or alone without it."""
     rows, genes, width, workers = (8, 6, 16, 0) if options.smoke else (PERTURBATIONS, GENES // SHARE, WIDTH, 4)
     rng = np.random.default_rng(0)
-    arrays = [rng.standard_normal(shape, np.float32) for shape in ((rows, width), (genes, width), (rows, genes))]
-    contenders = [ours(*arrays)]
+    tf, gene, targets = (rng.standard_normal(shape, np.float32) for shape in ((rows, width), (genes, width), (rows, genes)))
+    contenders = [ours(tf, gene, targets)]
     if have("torch"):
-        contenders.append(peer(*arrays, workers))
+        contenders.append(peer(tf, gene, targets, workers))
     else:
         yield Note("concat", "torch is not installed, so there is nothing to compare with (make bench installs it)")
     case = f"epoch of {PERTURBATIONS:,} x {GENES:,} pairs" if not options.smoke else "smoke"
