@@ -5,6 +5,7 @@ defaults (100 trees of depth 6, histograms). Here the genes share the binned fea
 """
 
 import dataclasses
+import functools
 import importlib
 import os
 from collections.abc import Iterator, Sequence
@@ -43,24 +44,27 @@ class XGBoost:
             seen = training_rows(fold)
             known = slice(None) if faithful else seen
             inputs, targets = standardise(data.tf_embeddings, known), fill_missing(data.targets, known)
-            weight = np.isfinite(data.targets[seen]).any(1).astype(np.float32)
+            weight = np.asarray(np.isfinite(data.targets[seen]).any(1), np.float32)
             if not weight.any():  # nothing to learn from; these rows hold what missing targets were filled with
                 yield FoldResult(fold, np.tile(targets[seen[0]], (len(fold.test), 1)))
                 continue
-
-            def fit_predict(genes: np.ndarray) -> np.ndarray:
-                binned = xgboost.QuantileDMatrix(inputs[seen], weight=weight, nthread=1)
-                predictions = np.empty((len(fold.test), len(genes)), np.float32)
-                for i, gene in enumerate(genes):
-                    binned.set_label(targets[seen, gene])
-                    booster = xgboost.train({"nthread": 1}, binned, num_boost_round=self.n_estimators)
-                    predictions[:, i] = booster.inplace_predict(inputs[fold.test])
-                return predictions
-
             # Threads: XGBoost works outside the interpreter lock. Several shares per thread even out the end.
             shares = np.array_split(np.arange(targets.shape[1]), min(targets.shape[1], 8 * n_jobs))
+            fit_predict = functools.partial(self._fit_predict, xgboost, inputs[seen], targets[seen], weight, inputs[fold.test])
             predicted: Any = joblib.Parallel(n_jobs=n_jobs, backend="threading")(joblib.delayed(fit_predict)(share) for share in shares)
             yield FoldResult(fold, np.concatenate(predicted, 1), info={"trees": self.n_estimators})
+
+    def _fit_predict(
+        self, xgboost: Any, inputs: np.ndarray, targets: np.ndarray, weight: np.ndarray, test_inputs: np.ndarray, genes: np.ndarray
+    ) -> np.ndarray:
+        """(test rows, genes): the bins of the inputs are shared by all genes."""
+        binned = xgboost.QuantileDMatrix(inputs, weight=weight, nthread=1)
+        predictions = np.empty((len(test_inputs), len(genes)), np.float32)
+        for i, gene in enumerate(genes):
+            binned.set_label(targets[:, gene])
+            booster = xgboost.train({"nthread": 1}, binned, num_boost_round=self.n_estimators)
+            predictions[:, i] = booster.inplace_predict(test_inputs)
+        return predictions
 
 
 def _import_xgboost() -> Any:

@@ -1,22 +1,18 @@
-"""Where batches come from: labelled tables and windows of a genome, vectorised over the rows of a batch."""
+"""Where batches of labelled sequences come from, vectorised over the rows of a batch."""
 
 from typing import Any, Protocol
 
 import numpy as np
 
-from jaxgen.data.augment import conjoin, mlm_rows, next_token_rows, reverse_complement, reverse_complement_text, shift
+from jaxgen.data.augment import conjoin, reverse_complement, reverse_complement_text, shift
 from jaxgen.data.buckets import padded_lengths
-from jaxgen.data.genome import Genome
-from jaxgen.data.intervals import Windows
-from jaxgen.data.random import STREAM_MLM, STREAM_REVERSE_COMPLEMENT, STREAM_SHIFT, RowRandom
+from jaxgen.data.random import STREAM_REVERSE_COMPLEMENT, STREAM_SHIFT, RowRandom
 from jaxgen.data.sequences import Sequences
 from jaxgen.data.tasks.base import Examples, Task
-from jaxgen.errors import InputError, nearest
+from jaxgen.errors import InputError
 from jaxgen.tokenizers.base import Tokenizer
 
 _CHUNK = 8192  # sequences encoded at a time
-OBJECTIVES = ("ntp", "mlm")
-LAYOUTS = ("caduceus", "hyenadna")
 
 
 class BatchSource(Protocol):
@@ -37,7 +33,7 @@ class BatchSource(Protocol):
 class TableSource:
     """Batches of labelled sequences.
 
-    Batch: `tokens` int32 (b, L), or (b, L, 2) when conjoined; `mask` bool (b, L), true on real tokens; `target` int32 (b,) or
+    Batch: `tokens` int32 (b, L) and `mask` bool (b, L), true on real tokens, both (b, L, 2) when conjoined; `target` int32 (b,) or
     float32 (b, outputs). Tokens as in the GenomicBenchmarks pipeline by default: no special tokens, padding on the tokenizer's
     side, truncation on the right; reverse complements are taken of the whole sequence, before truncation.
 
@@ -46,8 +42,9 @@ class TableSource:
         tokenizer: turns sequences into ids.
         max_length: L in tokens; 0 for the longest of these examples, rounded up to a multiple of 8.
         rc_aug: reverse-complement each example with probability one half.
-        max_shift: move each example by a random number of tokens up to this, to either side; gaps are padding.
-        conjoin: pair every sequence with its reverse complement on a last axis of 2 (one id per base only).
+        max_shift: move each example by a random number of bases up to this, to either side. With one id per base the row moves and gaps
+            are padding; other tokenizers read the sequence without the bases that fall out.
+        conjoin: pair every sequence with its reverse complement on a last axis of 2.
         padding_side: "left" or "right"; None for the tokenizer's own.
         add_special_tokens: whether the tokenizer adds its special tokens.
         cache_bytes: up to this size all ids are kept in memory, in the narrowest integer type; beyond it each batch is encoded
@@ -74,8 +71,6 @@ class TableSource:
     ):
         if rc_aug and conjoin:
             raise InputError("rc_aug and conjoin exclude each other: a conjoined example already holds both strands")
-        if conjoin and tokenizer.lookup is None:
-            raise InputError(f"conjoin needs a tokenizer with one id per base; {tokenizer.name!r} has not")
         if padding_side not in (None, "left", "right"):
             raise InputError(f"padding_side {padding_side!r} is neither 'left' nor 'right'")
         if not len(examples):
@@ -151,26 +146,41 @@ class TableSource:
         left = (self._options["padding_side"] or self.tokenizer.padding_side) == "left"
         return rows[:, self.max_length - width :] if left else rows[:, :width]
 
-    def _rows(self, indices: np.ndarray, turn: bool, width: int) -> tuple[np.ndarray, np.ndarray]:
-        if self._cache is None:
-            return self._encode([self.examples.sequences[i] for i in indices.tolist()], turn, width)
-        ids, lengths = self._cache[int(turn)]
-        return self._columns(ids, width)[indices].astype(np.int32), lengths[indices]
+    def _rows(self, indices: np.ndarray, turn: bool, cuts: np.ndarray | None, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, lengths) of one strand. `cuts`: bases to leave out, at the start of the strand where negative, else at its end."""
+        if self._cache is not None and cuts is None:
+            ids, lengths = self._cache[int(turn)]
+            return self._columns(ids, width)[indices].astype(np.int32), lengths[indices]
+        sequences = [self.examples.sequences[i] for i in indices.tolist()]
+        if cuts is not None:
+            cuts = -cuts if turn else cuts
+            sequences = [s[-cut:] if cut < 0 else s[: max(len(s) - cut, 0)] for s, cut in zip(sequences, cuts.tolist())]
+        return self._encode(sequences, turn, width)
+
+    def _strand(self, indices: np.ndarray, turned: np.ndarray, cuts: np.ndarray | None, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, mask) of the strand that `turned` says."""
+        tokens, lengths = np.empty((len(indices), width), np.int32), np.empty(len(indices), np.int32)
+        for turn in (False, True):
+            rows = np.flatnonzero(turned == turn)
+            if rows.size:
+                tokens[rows], lengths[rows] = self._rows(indices[rows], turn, None if cuts is None else cuts[rows], width)
+        return tokens, self.tokenizer.attention_mask(lengths, width, self._options["padding_side"])
 
     def batch(self, indices: np.ndarray, random: RowRandom, width: int = 0) -> dict[str, np.ndarray]:
         """See the class; rows are padded to `width`, at least the `lengths` of these examples, instead of L where it is given."""
         width = width or self.max_length
-        tokens, lengths = self._rows(indices, False, width)
+        turned = np.zeros(len(indices), bool)
         if self.rc_aug:
-            flip = np.flatnonzero(random.coin(len(indices), STREAM_REVERSE_COMPLEMENT))
-            if flip.size:
-                tokens[flip], lengths[flip] = self._rows(indices[flip], True, width)
-        mask = self.tokenizer.attention_mask(lengths, width, self._options["padding_side"])
+            turned = random.coin(len(indices), STREAM_REVERSE_COMPLEMENT)
+        offsets = np.zeros(len(indices), np.int64)
         if self.max_shift:
             offsets = random.integers(len(indices), 2 * self.max_shift + 1, STREAM_SHIFT) - self.max_shift
+        by_row = self.tokenizer.lookup is not None
+        tokens, mask = self._strand(indices, turned, offsets if not by_row else None, width)
+        if self.max_shift and by_row:
             tokens, mask = shift(tokens, offsets, self.tokenizer.pad_id), shift(mask, offsets, False)
         if self.conjoin:
-            tokens = conjoin(tokens, self._rows(indices, True, width)[0])
+            tokens, mask = map(conjoin, (tokens, mask), self._strand(indices, ~turned, None, width))
         return {"tokens": tokens, "mask": mask, "target": self.examples.targets[indices]}
 
 
@@ -202,98 +212,3 @@ def table_sources(task: Task, tokenizer: Tokenizer, max_length: int = 0, *, rc_a
         name: TableSource(examples, tokenizer, length, rc_aug=rc_aug and name == "train", **options)
         for name, examples in task.splits.items()
     }
-
-
-class GenomeWindows:
-    """Batches of genome windows for pre-training.
-
-    Batch: `tokens` and `targets`, int32 (b, T); positions whose target is `ignore_id` do not count in the loss.
-    Layout "caduceus" (T = max_length): N becomes [PAD]; next-token rows end in [SEP]; masked rows have no special tokens.
-    Layout "hyenadna" (T = max_length - 1, next-token only): [CLS] bases [SEP] truncated to max_length, padded on the left, N kept.
-
-    Args:
-        genome: the store to read from.
-        windows: which window each index means.
-        tokenizer: a character tokenizer (one id per base).
-        max_length: bases per window ("caduceus") or ids per row ("hyenadna").
-        objective: "ntp" (next token) or "mlm".
-        rc_aug: reverse-complement each window with probability one half.
-        mlm_probability: share of positions selected for "mlm".
-        layout: see above.
-    """
-
-    def __init__(
-        self,
-        genome: Genome,
-        windows: Windows,
-        tokenizer: Tokenizer,
-        max_length: int,
-        objective: str = "ntp",
-        *,
-        rc_aug: bool = False,
-        mlm_probability: float = 0.15,
-        layout: str = "caduceus",
-    ):
-        for value, choices, field in ((objective, OBJECTIVES, "objective"), (layout, LAYOUTS, "layout")):
-            if value not in choices:
-                raise InputError(f"unknown {field} {value!r}{nearest(value, choices)}")
-        if tokenizer.lookup is None or tokenizer.sep_id is None or tokenizer.mask_id is None or tokenizer.vocab_size > 256:
-            raise InputError(f"genome windows need a tokenizer with one id per base, [SEP] and [MASK]; {tokenizer.name!r} has not")
-        self.sep_id, self.mask_id = tokenizer.sep_id, tokenizer.mask_id
-        if layout == "hyenadna" and objective != "ntp":
-            raise InputError("layout 'hyenadna' is for next-token prediction; use objective 'ntp'")
-        if not 0.0 <= mlm_probability <= 1.0:
-            raise InputError(f"mlm_probability {mlm_probability} is not in 0 ... 1")
-        if not len(windows):
-            raise InputError("no windows: the split is empty")
-        self.genome, self.windows, self.tokenizer = genome, windows, tokenizer
-        self.max_length, self.objective, self.layout = max_length, objective, layout
-        self.rc_aug, self.mlm_probability = rc_aug, mlm_probability
-        self.ignore_id = tokenizer.pad_id
-        table = tokenizer.lookup.astype(np.uint8)
-        if layout == "caduceus":
-            table[[ord("N"), ord("n")]] = tokenizer.pad_id
-        table[0] = tokenizer.pad_id  # 0 is what `gather` puts outside a window
-        self._table = table.tobytes()
-
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    def bases(self, indices: np.ndarray, random: RowRandom) -> np.ndarray:
-        """uint8 (b, bases) of the windows, turned where the coin says so; 0 outside a window."""
-        contigs, starts, ends = self.windows.locate(indices)
-        width = self.max_length - (self.tokenizer.special_tokens if self.layout == "hyenadna" else 0)
-        turn = random.coin(len(indices), STREAM_REVERSE_COMPLEMENT) if self.rc_aug else np.zeros(len(indices), bool)
-        # Truncation comes after turning: a window longer than the row keeps its first bases, or its last ones when turned.
-        excess = np.maximum(ends - starts - width, 0)
-        starts, ends = starts + np.where(turn, excess, 0), ends - np.where(turn, 0, excess)
-        rows = self.genome.gather(contigs, starts, width, ends=ends, left_pad=True)
-        full = turn & (ends - starts == width)
-        rows[full] = reverse_complement(rows[full])
-        for row in np.flatnonzero(turn & ~full):  # short windows keep their padding on the left
-            filled = width - int(ends[row] - starts[row])
-            rows[row, filled:] = reverse_complement(rows[row, filled:])
-        return rows
-
-    def batch(self, indices: np.ndarray, random: RowRandom) -> dict[str, np.ndarray]:
-        rows = self.bases(indices, random)
-        ids = np.frombuffer(rows.tobytes().translate(self._table), np.uint8).reshape(rows.shape)
-        tokenizer = self.tokenizer
-        if self.layout == "hyenadna":
-            tokens, targets = self._hyenadna_rows(ids, rows)
-        elif self.objective == "ntp":
-            tokens, targets = next_token_rows(ids, sep_id=self.sep_id, pad_id=tokenizer.pad_id, n_id=None)
-        else:
-            words = random.words32(len(indices), self.max_length, STREAM_MLM)
-            special = {"mask_id": self.mask_id, "pad_id": tokenizer.pad_id, "vocab_size": tokenizer.vocab_size}
-            tokens, targets = mlm_rows(ids, words, self.mlm_probability, n_id=None, **special)
-        return {"tokens": tokens, "targets": targets}
-
-    def _hyenadna_rows(self, ids: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        special, (n, width) = self.tokenizer.special_tokens, ids.shape
-        full = np.full((n, width + special), self.sep_id, np.int32)
-        full[:, special - 1 : -1] = ids
-        if special == 2 and self.tokenizer.cls_id is not None:
-            full[:, 0] = self.tokenizer.pad_id
-            full[np.arange(n), np.count_nonzero(rows == 0, axis=1)] = self.tokenizer.cls_id
-        return full[:, :-1].copy(), full[:, 1:].copy()

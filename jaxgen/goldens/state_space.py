@@ -25,11 +25,15 @@ Arrays = dict[str, np.ndarray]
 def scan(case: Case) -> Arrays:
     a = {name: jnp.asarray(x) for name, x in case.arrays.items()}
 
-    def channels_last(x: jax.Array | None) -> jax.Array | None:
+    def channels_last(x: Any) -> Any:
         return jnp.moveaxis(x, -1, 1) if x is not None and x.ndim > 2 else x
 
     out, last = selective_scan(
-        *(channels_last(a[name]) for name in ("u", "delta", "A", "B", "C")),
+        channels_last(a["u"]),
+        channels_last(a["delta"]),
+        a["A"],
+        channels_last(a["B"]),
+        channels_last(a["C"]),
         a.get("D"),
         channels_last(a.get("z")),
         a.get("delta_bias"),

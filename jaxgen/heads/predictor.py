@@ -10,13 +10,13 @@ Batch = Mapping[str, jax.Array]
 
 
 class LanguageModel(nnx.Module):
-    """tokens (batch, length) -> logits (batch, length, vocabulary)."""
+    """tokens (batch, length), and `mask` where the batch has one -> logits (batch, length, vocabulary)."""
 
     def __init__(self, backbone: nnx.Module):
         self.backbone = backbone
 
     def __call__(self, batch: Batch, *, train: bool, key: jax.Array | None = None) -> jax.Array:
-        return self.backbone(batch["tokens"], train=train, key=key).logits
+        return self.backbone(batch["tokens"], mask=batch.get("mask"), train=train, key=key).logits
 
 
 class SequencePredictor(nnx.Module):
@@ -37,8 +37,7 @@ class SequencePredictor(nnx.Module):
         self.backbone, self.head, self.masked, self.strands = backbone, head, masked, strands
 
     def __call__(self, batch: Batch, *, train: bool, key: jax.Array | None = None) -> jax.Array:
-        mask = batch["mask"] if self.masked else None
-        tokens, rows_mask = _rows(batch["tokens"], mask)
+        tokens, rows_mask = _rows(batch, self.masked)
         hidden = self.backbone(tokens, mask=rows_mask, train=train, key=key).hidden
         if self.strands is None:
             predictions = self.head(hidden, rows_mask)
@@ -58,13 +57,12 @@ class DirectPredictor(nnx.Module):
         self.backbone, self.masked = backbone, masked
 
     def __call__(self, batch: Batch, *, train: bool, key: jax.Array | None = None) -> jax.Array:
-        tokens, mask = _rows(batch["tokens"], batch["mask"] if self.masked else None)
+        tokens, mask = _rows(batch, self.masked)
         predictions = self.backbone(tokens, mask=mask, train=train, key=key).predictions
         return predictions.reshape(2, -1, predictions.shape[-1]).mean(0) if batch["tokens"].ndim == 3 else predictions
 
 
-def _rows(tokens: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
-    """Both strands as one batch of twice the size; padding lies on the same side of both."""
-    if tokens.ndim == 2:
-        return tokens, mask
-    return jnp.concatenate([tokens[..., 0], tokens[..., 1]]), None if mask is None else jnp.concatenate([mask, mask])
+def _rows(batch: Batch, masked: bool) -> tuple[jax.Array, jax.Array | None]:
+    """(tokens, mask or None), both strands as one batch of twice the size."""
+    tokens, mask = (x if x.ndim == 2 else jnp.concatenate([x[..., 0], x[..., 1]]) for x in (batch["tokens"], batch["mask"]))
+    return tokens, mask if masked else None

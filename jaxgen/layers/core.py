@@ -4,6 +4,7 @@ Each parameter is born with the logical name of its axes (`axes`, mapped to the 
 applies to it (`decay`). Parameters are float32; a module computes in the dtype of its input, norms in float32.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -165,7 +166,7 @@ class CausalDepthwiseConv(nnx.Module):
         length, width = x.shape[1], self.kernel.shape[0]
         kernel = self.kernel[...].astype(x.dtype)
         padded = jnp.pad(x, ((0, 0), (width - 1, 0), (0, 0)))
-        y = sum(padded[:, j : j + length] * along_features(kernel[j], x) for j in range(width))
+        y = functools.reduce(jnp.add, (padded[:, j : j + length] * along_features(kernel[j], x) for j in range(width)))
         return y if self.bias is None else y + along_features(self.bias[...], x)
 
 

@@ -150,8 +150,36 @@ def test_conjoined_rows_hold_both_strands():
     batch = source(conjoin=True, padding_side="right").batch(np.array([1]), RowRandom(0, 0, 0))
     decode = tokenizers.get("character").decode
     assert batch["tokens"].shape == (1, 16, 2)
-    assert [decode(batch["tokens"][0, batch["mask"][0], i]) for i in (0, 1)] == ["GATTACA", "TGTAATC"]
-    assert batch["mask"][0].tolist() == [True] * 7 + [False] * 9
+    assert [decode(batch["tokens"][0, batch["mask"][0, :, i], i]) for i in (0, 1)] == ["GATTACA", "TGTAATC"]
+    assert batch["mask"][0].tolist() == [[True, True]] * 7 + [[False, False]] * 9
+
+
+def kmer_source(sequences, **options):
+    examples = Examples(Sequences.from_list(sequences), np.zeros(len(sequences), np.int32))
+    return TableSource(examples, tokenizers.get("nt_v2"), add_special_tokens=True, **options)
+
+
+def test_kmers_of_both_strands_are_read_from_the_bases():
+    data = kmer_source([b"GATTACAGA", b"ACGTAC"], conjoin=True)
+    batch = data.batch(np.arange(2), RowRandom(0, 0, 0))
+    for strand, texts in enumerate((["GATTACAGA", "ACGTAC"], ["TCTGTAATC", "GTACGT"])):
+        ids, lengths = data.tokenizer.encode_batch(texts, data.max_length, add_special_tokens=True)
+        np.testing.assert_array_equal(batch["tokens"][..., strand], ids)
+        np.testing.assert_array_equal(batch["mask"][..., strand].sum(1), lengths)
+
+
+@pytest.mark.parametrize("rc_aug", [False, True])
+def test_kmers_shift_by_bases_and_keep_their_special_tokens(rc_aug):
+    text = "GATTACAGACCTGA"
+    data = kmer_source([text.encode()], max_shift=3, rc_aug=rc_aug, max_length=16)
+    turned = text[::-1].translate(str.maketrans("ACGT", "TGCA"))
+    allowed = {t[cut:] for t in (text, turned)[: 1 + rc_aug] for cut in range(4)} | {
+        t[: len(t) - cut] for t in (text, turned)[: 1 + rc_aug] for cut in range(1, 4)
+    }
+    batch = data.batch(np.zeros(200, np.int64), RowRandom(0, 0, 0))
+    seen = {data.tokenizer.decode(row[mask][1:]) for row, mask in zip(batch["tokens"], batch["mask"])}
+    assert seen == allowed
+    assert set(batch["tokens"][:, 0]) == {data.tokenizer.cls_id}
 
 
 def test_special_tokens_and_length():
