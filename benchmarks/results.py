@@ -7,7 +7,9 @@ Every line is a run of the public command; finished runs are skipped, so the scr
 import argparse
 import csv
 import gzip
+import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +33,7 @@ CNN = (
     "--config.train.weight_decay=1.0",
     "--config.train.schedule.warmup_fraction=0.05",
 )
+STATE_SPACE = tuple(flag.replace("learning_rate=2e-3", "learning_rate=4e-3") for flag in HYENA)
 # (task, model) -> what differs from configs/finetune.py.
 RUNS = {
     ("gue/tf_0", "cnn"): (*CNN, "--config.train.epochs=12", "--config.data.max_shift=25"),
@@ -40,6 +43,12 @@ RUNS = {
     ("gue/tf_0", "hyenadna_smoke"): (*HYENA, "--config.train.epochs=3", "--config.data.max_shift=3", "--config.train.eval_every=506"),
     ("genomic_benchmarks/human_nontata_promoters", "hyenadna_smoke"): (*HYENA, "--config.train.epochs=8"),
 }
+for _model in ("mamba_smoke", "caduceus_ph_smoke", "caduceus_ps_smoke"):
+    RUNS |= {
+        ("gue/tf_0", _model): (*STATE_SPACE, "--config.train.epochs=2", "--config.data.max_shift=3", "--config.train.eval_every=506"),
+        ("gue/prom_core_notata", _model): (*STATE_SPACE, "--config.train.epochs=1", "--config.train.eval_every=331"),
+        ("genomic_benchmarks/human_nontata_promoters", _model): (*STATE_SPACE, "--config.train.epochs=8"),
+    }
 BASELINE_NAMES = {"genomic_benchmarks/human_nontata_promoters": "human_nontata_promoters(80/20 RandomState(0))"}
 
 
@@ -109,15 +118,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("runs/results"))
-    parser.add_argument("--only", default="", help="run only the pairs whose 'task model' contains this")
+    parser.add_argument("--only", default="", help="run only the pairs 'task model' in which this regular expression is found")
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="run only these seeds; the table takes all that are there")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for task, model in RUNS:
-        for seed in SEEDS if arguments.only in f"{task} {model}" else ():
-            run, workdir = command(arguments.data, arguments.out, task, model, seed)
-            if not (workdir / "result.json").exists():
-                print(" ".join(run), flush=True)
-                subprocess.run(run, check=True)
+    pairs = [(task, model) for task, model in RUNS if re.search(arguments.only, f"{task} {model}")]
+    for seed, (task, model) in itertools.product(map(int, arguments.seeds.split(",")), pairs):
+        run, workdir = command(arguments.data, arguments.out, task, model, seed)
+        if not (workdir / "result.json").exists():
+            print(" ".join(run), flush=True)
+            subprocess.run(run, check=True)
     rows = summary(arguments.data, arguments.out)
     (arguments.out / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
     (arguments.out / "results.md").write_text(markdown(rows))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import long_range
 from benchmarks.__main__ import PARTS, main, measure
 from benchmarks.gpu import measure as measure_gpu
 from benchmarks.harness import Contender, Goal, Note, Options, Row, compare, have, render
@@ -72,3 +73,13 @@ def test_loss_of_a_peer_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(not row.peer and row.ratio is None for row in rows)
     assert isinstance(notes[0], Note)
     assert "torch" in notes[0].text
+
+
+def test_long_range_measures_every_length_and_says_what_failed(tmp_path, capsys):
+    out = tmp_path / "long_range.json"
+    assert long_range.main(["--models=mamba_smoke,nothing", "--modes=training", "--lengths=64,32", "--repeats=1", f"--out={out}"]) == 0
+    results = json.loads(out.read_text())["results"]
+    assert [(r["model"], r["length"]) for r in results] == [("mamba_smoke", 32), ("mamba_smoke", 64), ("nothing", 32)]
+    assert all(r["seconds"] > 0 for r in results[:2])
+    assert "nothing" in results[2]["failed"]
+    assert "| 64 |" in capsys.readouterr().out
