@@ -33,7 +33,9 @@ def run(config: ConfigDict) -> int:
 
     spec = model_spec(config)
     tokenizer = choose_tokenizer(config, spec, task.splits["train"].sequences)
-    max_length = d.max_length or token_length(task.splits["train"].sequences, tokenizer, spec.family.special_tokens, both_strands=d.rc_aug)
+    max_length = d.max_length or min(
+        token_length(task.splits["train"].sequences, tokenizer, spec.family.special_tokens, both_strands=d.rc_aug), task.length or 2**62
+    )
     own_head = uses_own_head(config.head.kind, spec.family)
     spec = sized_for(config, spec, max_length, task.target.outputs if own_head else 0)
     sources = {

@@ -15,6 +15,7 @@ _REGISTRY: dict[str, tuple[str, dict[str, Any]]] = {
     "table": ("table", {}),
     "records": ("records", {}),
     "simulated_promoters": ("simulated_promoters", {}),
+    **{suite: ("suite", {"suite": suite}) for suite in ("genomic_benchmarks", "gue", "nt", "nt_revised")},
 }
 
 

@@ -84,6 +84,7 @@ class Task:
         description: one or two sentences for reports.
         simulated: True where the sequences do not come from an organism.
         attainable: for simulated tasks, what the generating model itself achieves: metric -> value on `test`.
+        length: tokens per example that the published protocols read at most; 0 = no such limit.
         notes: what the reader should know of the data as read (counts of lower-case letters, converted U, ...).
     """
 
@@ -93,4 +94,5 @@ class Task:
     description: str = ""
     simulated: bool = False
     attainable: Mapping[str, float] | None = None
+    length: int = 0
     notes: tuple[str, ...] = field(default=())

@@ -1,0 +1,198 @@
+"""Tasks of the public suites, `gue/tf_0` and the like, read from a local folder in any of the public layouts."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+from pyarrow import ArrowException
+
+from jaxgen.data.sequences import Sequences
+from jaxgen.data.splits import hf_split_indices, random_split_indices
+from jaxgen.data.tables import DELIMITERS, check_sequences, read_columns, read_text, table_suffix
+from jaxgen.data.tasks.base import CLASSIFICATION_METRICS, Examples, Target, Task
+from jaxgen.data.tasks.suites import SUITES, Card
+from jaxgen.errors import InputError, nearest
+
+_SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "valid", "val", "validation"), "test": ("test",)}
+_SEQUENCE_COLUMNS, _LABEL_COLUMNS = ("sequence", "seq"), ("label",)
+_FASTA = (".fa", ".fna", ".fasta")
+_DEV_SPLITS = {"torch": random_split_indices, "hf": hf_split_indices}
+
+
+def card_of(suite: str, member: str) -> Card:
+    """The card of `suite/member`.
+
+    Raises:
+      InputError: no such task; the nearest ones are named.
+    """
+    tasks = SUITES[suite].tasks
+    name = member.removeprefix("human_") if suite == "gue" else member
+    if name not in tasks:
+        raise InputError(f"unknown task {suite}/{member}{nearest(name, tasks)}")
+    return tasks[name]
+
+
+def load(member: str, path: str, seed: int = 1, suite: str = "gue") -> Task:
+    """Reads one task of a suite.
+
+    Args:
+        member: its name, such as `tf_0`.
+        path: the folder of the suite, or of this task. A split is a table or Parquet file (`train.csv`, `train-00000-of-00001.parquet`,
+            columns sequence or seq, and label), a FASTA whose record names end in the label, or a folder `train/CLASS/*.txt` with one
+            sequence per file. Labels are 0 ... C-1; named classes are numbered alphabetically.
+        seed: chooses the tenth of train that serves as dev where the files bring none, by the rule of the suite's published protocol.
+
+    Raises:
+        InputError: unknown task, missing split, unexpected class, empty split, bad sequence, with file and line.
+    """
+    card = card_of(suite, member)
+    folder = _folder(Path(path), card)
+    notes: list[str] = []
+    splits = {}
+    for split in _SPLIT_NAMES:
+        if found := _find(folder, split):
+            splits[split] = _read(found, card, notes)
+    for split in ("train", "test"):
+        if split not in splits:
+            expected = f"{split}.csv, .tsv, .parquet, .fna (optionally .gz) or {split}/CLASS/*.txt"
+            raise InputError(f"{folder}: no {split} split of {suite}/{card.name}; expected {expected}")
+    for split, published in card.rows.items():
+        if split in splits and len(splits[split]) != published:
+            notes.append(f"{suite}/{card.name}: {len(splits[split]):,} {split} rows, {published:,} in the published files")
+    if "dev" not in splits:
+        held_out, rest = _DEV_SPLITS[SUITES[suite].split](len(splits["train"]), seed)
+        train = splits["train"]
+        splits |= {"train": train.take(np.sort(rest)), "dev": train.take(np.sort(held_out))}
+        notes.append(f"{suite}/{card.name}: dev is a tenth of train, by seed {seed}")
+    return Task(
+        name=f"{suite}/{card.name}",
+        splits={split: splits[split] for split in ("train", "dev", "test")},
+        target=target_of(card),
+        description=f"{card.name} of {SUITES[suite].title}",
+        length=card.length,
+        notes=tuple(notes),
+    )
+
+
+def target_of(card: Card) -> Target:
+    """Classification over the card's classes; the benchmark's metric selects, and is reported beside the usual ones."""
+    metrics = dict.fromkeys((*CLASSIFICATION_METRICS, *(("f1_binary",) if len(card.classes) == 2 else ()), card.select))
+    return Target("classification", len(card.classes), card.classes, tuple(metrics), card.select)
+
+
+def _folder(path: Path, card: Card) -> Path:
+    """The folder of the task under `path`, or `path` itself."""
+    if not path.is_dir():
+        raise InputError(f"{path}: no such folder; data.path is the folder of {SUITES[card.suite].title}, or of {card.name} alone")
+    for candidate in (*(path / folder for folder in card.folders), *(path / folder / "data" for folder in card.folders), path):
+        if any(_find(candidate, split) for split in _SPLIT_NAMES):
+            return candidate
+    raise InputError(f"{path}: no files of {card.suite}/{card.name}; looked for {', '.join(card.folders)} with a train and a test split")
+
+
+def _find(folder: Path, split: str) -> Path | None:
+    """The file or the folder of classes that holds a split.
+
+    Raises:
+      InputError: more than one.
+    """
+    if not folder.is_dir():
+        return None
+    pattern = re.compile(rf"({'|'.join(_SPLIT_NAMES[split])})(-\d+-of-0*1)?((\.[a-z]+)(\.gz)?)?")
+    found = []
+    for path in sorted(folder.iterdir()):
+        match = pattern.fullmatch(path.name)
+        if match and ((path.is_dir() and not match[3]) or (path.is_file() and match[4] in (*DELIMITERS, *_FASTA, ".parquet"))):
+            found.append(path)
+    if len(found) > 1:
+        raise InputError(f"{folder}: more than one {split} split ({', '.join(path.name for path in found)}); keep one")
+    return found[0] if found else None
+
+
+def _read(path: Path, card: Card, notes: list[str]) -> Examples:
+    if path.is_dir():
+        texts, labels = _read_folders(path, card)
+        lines = list(range(1, len(texts) + 1))
+    elif path.suffix == ".parquet":
+        texts, labels, lines = _read_parquet(path)
+    elif table_suffix(path):
+        texts, labels, lines = _read_delimited(path)
+    else:
+        texts, labels, lines = _read_fasta(path)
+    if not texts:
+        raise InputError(f"{path}: empty split")
+    sequences, *_, found = check_sequences(path, texts, lines, "sequence", labels)
+    notes += found
+    return Examples(Sequences.from_list(sequences), _class_indices(path, labels, lines, card))
+
+
+def _class_indices(path: Path, labels: list[str], lines: list[int], card: Card) -> np.ndarray:
+    """int32 (n,): a label is a class's number or its name."""
+    known = {name: i for i, name in enumerate(card.classes)} | {str(i): i for i in range(len(card.classes))}
+    try:
+        return np.array([known[label] for label in labels], np.int32)
+    except KeyError as error:
+        at = labels.index(error.args[0])
+        classes = ", ".join(card.classes)
+        raise InputError(f"{path}:{lines[at]}: unexpected class {error.args[0]!r}; {card.suite}/{card.name} has {classes}") from None
+
+
+def _read_delimited(path: Path) -> tuple[list[str], list[str], list[int]]:
+    columns, lines = read_columns(path, *_LABEL_COLUMNS, optional=_SEQUENCE_COLUMNS)
+    sequence = next((name for name in _SEQUENCE_COLUMNS if name in columns), None)
+    if sequence is None:
+        raise InputError(f"{path}:1: no column 'sequence'")
+    return columns[sequence], columns["label"], lines
+
+
+def _read_parquet(path: Path) -> tuple[list[str], list[str], list[int]]:
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}); download it again") from None
+    names = table.column_names
+    sequence = next((name for name in _SEQUENCE_COLUMNS if name in names), None)
+    if sequence is None or "label" not in names:
+        raise InputError(f"{path}: expected the columns sequence and label, found {', '.join(names)}")
+    texts = [str(text).strip() for text in table[sequence].to_pylist()]
+    return texts, [str(label) for label in table["label"].to_pylist()], list(range(1, len(texts) + 1))
+
+
+def _read_fasta(path: Path) -> tuple[list[str], list[str], list[int]]:
+    """Records whose names end in `|LABEL`, or in a digit, as the Nucleotide Transformer tasks were published."""
+    texts, labels, lines = [], [], []
+    parts: list[str] = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if line.startswith(">"):
+            name = line[1:].strip()
+            label = re.search(r"(?:\||label[_ =:]*)(\w+)$|(\d)$", name)
+            if not label:
+                raise InputError(f"{path}:{number}: record name {name[:40]!r} does not end in a label")
+            if labels:
+                texts.append("".join(parts))
+            labels.append(label[1] or label[2])
+            lines.append(number)
+            parts = []
+        elif line.strip():
+            if not labels:
+                raise InputError(f"{path}:{number}: sequence before the first '>' line")
+            parts.append(line.strip())
+    if labels:
+        texts.append("".join(parts))
+    return texts, labels, lines
+
+
+def _read_folders(path: Path, card: Card) -> tuple[list[str], list[str]]:
+    """One folder per class, one sequence per file."""
+    folders = {child.name for child in path.iterdir() if child.is_dir()}
+    if folders != set(card.classes):
+        raise InputError(f"{path}: found the classes {', '.join(sorted(folders)) or 'none'}, expected {', '.join(card.classes)}")
+    texts, labels = [], []
+    for name in card.classes:
+        files = sorted((path / name).glob("*.txt"), key=lambda file: (len(file.name), file.name))
+        if not files:
+            raise InputError(f"{path / name}: no .txt files; was the archive unpacked completely?")
+        texts += [file.read_text().strip() for file in files]
+        labels += [name] * len(files)
+    return texts, labels
