@@ -39,13 +39,13 @@ def get_config(variant: str = "") -> ConfigDict:
     c.head.pooling = "mean"  # of the pooled head: mean, max, sum, first, last
 
     c.data = ConfigDict()
-    c.data.task = ""  # table, simulated_promoters, ... ; empty for pre-training
-    c.data.path = ""  # table task: folder with train/dev/test tables, or one table
+    c.data.task = ""  # table, simulated_promoters, gue/tf_0, genomic_benchmarks/..., nt/..., nt_revised/...; empty for pre-training
+    c.data.path = ""  # table task: folder with train/dev/test tables, or one table; suites: their folder, or the task's
     c.data.sequence_column = "sequence"  # table task: name of the column with DNA
     c.data.label_column = "label"  # table task: name of the column with the label or value
     c.data.kind = "classification"  # table task: classification or regression
     c.data.split_seed = -1  # seed of splits that the data does not bring; -1 = seed
-    c.data.max_length = 0  # tokens per example; 0 = longest training sequence, rounded up to a multiple of 8
+    c.data.max_length = 0  # tokens per example; 0 = longest training sequence, to a multiple of 8, or less where a suite says so
     c.data.buckets = 10  # most padded lengths that a table of many lengths gets, as few as leave < 5 % padding; 1 = max_length for all
     c.data.rc_aug = False  # reverse-complement training examples with probability 1/2
     c.data.max_shift = 0  # move training examples by a random number of bases up to this, either way
@@ -55,8 +55,10 @@ def get_config(variant: str = "") -> ConfigDict:
     c.data.bed = ""  # pre-training: BED with a split column; empty = hold out the last share of every contig
     c.data.holdout = 0.1  # pre-training without BED: share of every contig held out for validation and test
     c.data.stride = 0  # pre-training without BED: distance of training windows; 0 = max_length
-    c.data.objective = "ntp"  # pre-training: ntp (next token) or mlm (masked)
-    c.data.mlm_probability = 0.15  # share of positions that are predicted under mlm
+    c.data.objective = ""  # pre-training: ntp (next token) or mlm (masked); empty = ntp for causal models, mlm for all others
+    c.data.mlm_probability = 0.15  # share of positions drawn under mlm; DNABERT masks k neighbouring tokens for each
+    c.data.window_bases = 0  # pre-training on k-mers or byte pairs: bases per window; 0 = what fills max_length k-mers, else max_length
+    c.data.length_warmup = ()  # pre-training: stages "STEPS:LENGTH" before max_length, as many tokens per update, e.g. 500:1024,500:2048
     c.data.cache = ""  # folder for memory-mapped genomes; empty = ~/.cache/jaxgen (or $JAXGEN_CACHE)
     c.data.gtf = ""  # prepare: annotation of data.fasta; windows around gene starts are written to the workdir
     c.data.gene_list = ""  # prepare: text file with names or ids of the genes to take from data.gtf; empty = all
@@ -97,7 +99,9 @@ def get_config(variant: str = "") -> ConfigDict:
     c.train.log_every = 10  # updates between lines of metrics.jsonl
     c.train.report = True  # write plots to report/
 
-    c.embed = ConfigDict()  # embed: one vector per sequence of data.path, a table with ids or a FASTA
+    # embed: one vector per sequence of data.path, a table with ids or a FASTA. score reads the same fields but name, files, layer, pooling,
+    # dtype and special_tokens; generate reads id_column and duplicates.
+    c.embed = ConfigDict()
     c.embed.name = ""  # of the files; empty = the model's name
     c.embed.files = ConfigDict()  # names in the workdir; {name}, {pooling}, {strand} and {layer} are filled in
     c.embed.files.embeddings = "{name}_embeddings.npy"  # (sequences, width), rows in the order of the input
@@ -115,10 +119,33 @@ def get_config(variant: str = "") -> ConfigDict:
     c.embed.too_long = "error"  # longer sequences: error, truncate (counted), chunk (windows, averaged by their tokens)
     c.embed.batch_tokens = 32768  # token positions per batch, padding included, over all devices
 
+    c.score = ConfigDict()  # score: log-likelihood of every sequence of data.path, for masked models the pseudo-log-likelihood
+    c.score.stride = 0  # masked models: hide every stride-th token at a time, in so many passes; 0 = one token at a time
+
+    c.generate = ConfigDict()  # generate: continuations of the sequences of data.path, a table with ids or a FASTA
+    c.generate.prompt = ""  # DNA to continue in place of data.path
+    c.generate.samples = 1  # continuations of each prompt
+    c.generate.tokens = 256  # tokens of a continuation
+    c.generate.temperature = 1.0  # of the softmax; 0 = always the most probable token
+    c.generate.top_k = 0  # draw among the k most probable tokens; 0 = all
+    c.generate.batch_size = 64  # continuations at a time, over all devices
+
     c.baseline = ConfigDict()
     c.baseline.max_k = 5  # k-mers of 1 ... max_k bases
     c.baseline.strengths = (0.1, 1.0)  # inverse L2 strengths of the logistic regression, chosen on the validation split
     c.baseline.max_order = 8  # Markov models of order 0 ... max_order
+
+    c.benchmark = ConfigDict()  # benchmark: every model on every task with every seed; data.path holds the folders of the suites
+    c.benchmark.models = ()  # FAMILY or FAMILY_SIZE, or LABEL=MODEL to have one model twice
+    c.benchmark.tasks = ()  # such as gue/tf_0, genomic_benchmarks/human_nontata_promoters
+    c.benchmark.seeds = (1, 2, 3)  # initial weights, data order, and splits that the data do not bring
+    c.benchmark.settings = ()  # MODELS@TASKS:field=value with * for anything, in order, e.g. mamba*@gue/*:train.epochs=3
+    c.benchmark.share = "1/1"  # i/n: only every n-th run, beginning with the i-th: for arrays of jobs, or one device each
+    c.benchmark.dry_run = False  # list the runs and stop
+    c.benchmark.kmer = True  # k-mer logistic regression beside every score; see baseline
+    c.benchmark.leaks = True  # find test sequences that train or dev holds too, and score without them
+    c.benchmark.leak_k = 8  # bases per k-mer of the Jaccard index
+    c.benchmark.leak_jaccard = 0.7  # index from which a test sequence counts as known
 
     c.perturbation = ConfigDict()  # crossval: expression changes of genes under perturbation of transcription factors (TFs)
     c.perturbation.methods = ("all",)  # all, or some of lel_nt, lel_pca, mlp_nt, mlp_hyena, concat, xgboost, nt_ia3; mean runs always

@@ -69,13 +69,17 @@ def load_config(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> ConfigD
         raise InputError(f"{path}: defines no get_config(variant)")
     config: ConfigDict = module.get_config(variant)
     for field, text in overrides:
-        _set(config, field, text)
+        set_field(config, field, text)
     config.lock()
     return config
 
 
-def _set(config: ConfigDict, field: str, text: str) -> None:
-    """Assign one override, converted to the type of the default."""
+def set_field(config: ConfigDict, field: str, text: str) -> None:
+    """Assign one override, converted to the type of the default.
+
+    Raises:
+      InputError: an unknown field (the nearest is named), or text of another type.
+    """
     *parents, name = field.split(".")
     node: Any = config
     walked = "config"

@@ -90,6 +90,51 @@ def mlm_rows(
     return data.astype(np.int32).reshape(ids.shape), target.astype(np.int32).reshape(ids.shape)
 
 
+def masked_rows(
+    ids: np.ndarray,
+    words: np.ndarray,
+    probability: float,
+    *,
+    eligible: np.ndarray,
+    mask_id: int,
+    ignore_id: int,
+    choices: np.ndarray,
+    span: tuple[int, int] = (0, 0),
+) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets of masked language modelling with any vocabulary, as BERT and DNABERT mask.
+
+    Every eligible position is drawn with `probability`, and selected together with the `span[0]` positions before and the `span[1]`
+    after it as far as they are eligible. Of the selected, 80 % become `mask_id`, 10 % one of `choices`, 10 % stay.
+
+    Args:
+        ids: int32 (B, L).
+        words: uint64 (B, L), uniform: the upper half draws, the lower half decides what becomes of a selected position.
+        eligible: bool (B, L), positions that may be predicted.
+        ignore_id: target of the positions that were not selected.
+        choices: int32 (n,), ids to draw from.
+
+    Returns:
+        int32 (B, L) inputs and int32 (B, L) targets.
+    """
+    drawn = eligible & ((words >> np.uint64(32)) < np.uint64(round(probability * 2**32)))
+    selected = spread(drawn, span) & eligible
+    kind = (words & np.uint64(0xFFFFFFFF)).astype(np.float64) / 2**32
+    data = np.where(selected & (kind < 0.8), np.int32(mask_id), ids)
+    at_random = np.nonzero(selected & (kind >= 0.8) & (kind < 0.9))
+    data[at_random] = choices[((kind[at_random] - 0.8) * 10 * len(choices)).astype(np.int64).clip(0, len(choices) - 1)]
+    return data.astype(np.int32), np.where(selected, ids, np.int32(ignore_id)).astype(np.int32)
+
+
+def spread(chosen: np.ndarray, span: tuple[int, int]) -> np.ndarray:
+    """bool (B, L): the chosen positions with the `span[0]` before and the `span[1]` after each."""
+    out, length = chosen.copy(), chosen.shape[1]
+    for offset in range(1, min(span[0], length - 1) + 1):
+        out[:, :-offset] |= chosen[:, offset:]
+    for offset in range(1, min(span[1], length - 1) + 1):
+        out[:, offset:] |= chosen[:, :-offset]
+    return out
+
+
 def _without_n(ids: np.ndarray, n_id: int | None, pad_id: int) -> np.ndarray:
     return ids if n_id is None else np.where(ids == n_id, ids.dtype.type(pad_id), ids)
 

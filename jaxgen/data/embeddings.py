@@ -145,6 +145,11 @@ class EmbeddingFile:
         os.replace(self.partial, self.path)
         self._progress.unlink(missing_ok=True)
 
+    def discard(self) -> None:
+        """Removes the unfinished file, whose content went elsewhere (one process alone)."""
+        self._progress.unlink(missing_ok=True)
+        self.partial.unlink(missing_ok=True)
+
 
 def write_array(path: Path, values: np.ndarray) -> None:
     """An `.npy` file that appears when it is whole."""

@@ -213,19 +213,57 @@ class HyenaDNAWindows:
         return self.contig_ids[indices], self.starts[indices], self.ends[indices]
 
 
-class TiledWindows:
-    """A small genome tiled into windows, with the last part of every contig held out.
+class Tiles:
+    """Parts of contigs tiled into windows that never cross their borders.
 
-    Of each contig, the first 1 - holdout is `train`; the first half of the rest is `valid`, the second half `test`. Windows never
-    cross these borders. The last window of a part slides left to end at its border; a part shorter than a window is one window of
-    its own length.
+    The last window of a part slides left to end at its border; a part shorter than a window is one window of its own length.
 
     Args:
-        contigs: contig name -> length.
+        contig_ids, lows, highs: int64 (n,), the parts; empty ones have no window.
         length: bases per window.
+        stride: bases between window starts; 0 for `length`.
+    """
+
+    def __init__(self, contig_ids: np.ndarray, lows: np.ndarray, highs: np.ndarray, length: int, stride: int = 0):
+        if length < 1 or stride < 0:
+            raise InputError(f"window length {length} or stride {stride} out of range")
+        self.contig_ids, self.lows, self.highs, self.length, self.stride = contig_ids, lows, highs, length, stride or length
+        counts = np.where(highs > lows, 1 + -(-np.maximum(highs - lows - length, 0) // self.stride), 0)
+        self._first = np.concatenate([[0], np.cumsum(counts)])
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    def locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        indices = np.asarray(indices, np.int64)
+        part = np.searchsorted(self._first, indices, side="right") - 1
+        low, high = self.lows[part], self.highs[part]
+        starts = np.maximum(np.minimum(low + (indices - self._first[part]) * self.stride, high - self.length), low)
+        return self.contig_ids[part], starts, np.minimum(starts + self.length, high)
+
+
+class BedTiles(Tiles):
+    """The intervals of a split, each tiled into windows of any length; unlike those of `CaduceusWindows` they stay inside.
+
+    Raises:
+        InputError: unknown split or contig.
+    """
+
+    def __init__(self, bed: Bed, contigs: Mapping[str, int], length: int, split: str, stride: int = 0):
+        rows = bed.take_split(split)
+        super().__init__(_contig_rows(rows, contigs)[0], np.maximum(rows.starts, 0), rows.ends, length, stride)
+
+
+class TiledWindows(Tiles):
+    """A small genome tiled into windows, with the last part of every contig held out.
+
+    Of each contig, the first 1 - holdout is `train`; the first half of the rest is `valid`, the second half `test`.
+
+    Args:
+        contigs: contig name -> length, as in `Genome.contigs`.
+        length, stride: as for `Tiles`.
         split: "train", "valid" or "test".
         holdout: fraction held out.
-        stride: bases between window starts; 0 for `length`.
 
     Raises:
         InputError: unknown split, or numbers out of range.
@@ -234,22 +272,10 @@ class TiledWindows:
     def __init__(self, contigs: Mapping[str, int], length: int, split: str, holdout: float = 0.1, stride: int = 0):
         if split not in SPLITS:
             raise InputError(f"unknown split {split!r}{nearest(split, SPLITS)}")
-        if length < 1 or stride < 0 or not 0.0 <= holdout < 1.0:
-            raise InputError(f"window length {length}, stride {stride} or holdout {holdout} out of range")
+        if not 0.0 <= holdout < 1.0:
+            raise InputError(f"holdout {holdout} out of range")
         sizes = np.array(list(contigs.values()), np.int64)
         held = np.floor(sizes * holdout).astype(np.int64)
         borders = {"train": (0 * sizes, sizes - held), "valid": (sizes - held, sizes - held // 2), "test": (sizes - held // 2, sizes)}
-        self.length, self.stride = length, stride or length
-        self.lows, self.highs = borders[split]
-        counts = np.where(self.highs > self.lows, 1 + -(-np.maximum(self.highs - self.lows - length, 0) // self.stride), 0)
-        self._first = np.concatenate([[0], np.cumsum(counts)])
-
-    def __len__(self) -> int:
-        return int(self._first[-1])
-
-    def locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        indices = np.asarray(indices, np.int64)
-        contig = np.searchsorted(self._first, indices, side="right") - 1
-        low, high = self.lows[contig], self.highs[contig]
-        starts = np.maximum(np.minimum(low + (indices - self._first[contig]) * self.stride, high - self.length), low)
-        return contig, starts, np.minimum(starts + self.length, high)
+        lows, highs = borders[split]
+        super().__init__(np.arange(len(sizes)), lows, highs, length, stride)

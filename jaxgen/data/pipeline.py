@@ -6,22 +6,25 @@ a checkpoint continues identically on another number of processes. With length b
 same on all processes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
+from jaxgen.data.genome_windows import GenomeWindows, TokenWindows
 from jaxgen.data.order import BucketedOrder, Cut, Rows, ShuffledOrder
 from jaxgen.data.random import RowRandom
-from jaxgen.data.sources import BatchSource, GenomeWindows, TableSource, table_sources, token_length
+from jaxgen.data.sources import BatchSource, TableSource, table_sources, token_length
 from jaxgen.errors import InputError
 
 __all__ = [
     "BatchSource",
     "EvalBatches",
     "GenomeWindows",
+    "StagedIterator",
     "TableSource",
+    "TokenWindows",
     "TrainIterator",
     "eval_batches",
     "table_sources",
@@ -161,6 +164,46 @@ def train_loader(
         return dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers)) if num_workers else dataset
 
     return TrainIterator(make, step.cut.steps, start_step)
+
+
+class StagedIterator(Iterator[Batch]):
+    """Streams one after the other: the global steps from `starts[i]` on come from `stages[i]`. Its state is the global step alone.
+
+    Args:
+        stages: streams, which number their batches by the global step.
+        starts: ascending, the first is 0.
+
+    Attributes:
+        steps_per_epoch: of the last stage.
+    """
+
+    def __init__(self, stages: Sequence[TrainIterator], starts: Sequence[int]):
+        self._stages, self._starts = stages, np.asarray(starts)
+        self.steps_per_epoch = stages[-1].steps_per_epoch
+        self.set_state({"step": 0})
+
+    def __next__(self) -> Batch:
+        stage = int(np.searchsorted(self._starts, self._step, side="right")) - 1
+        if stage != self._stage:
+            self.close()
+            self._stages[stage].set_state({"step": self._step})
+            self._stage = stage
+        batch = next(self._stages[stage])
+        self._step += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """`{"step": the global step whose batch comes next}`."""
+        return {"step": self._step}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Continues at `state["step"]`, in whatever stage that is."""
+        self._stage, self._step = -1, int(state["step"])
+
+    def close(self) -> None:
+        """Stops reading ahead."""
+        for stage in self._stages:
+            stage.close()
 
 
 class EvalBatches:

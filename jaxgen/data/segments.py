@@ -123,7 +123,7 @@ class Segments:
             ids, where: names of the sequences and of their file, for messages.
 
         Raises:
-            InputError: unknown strand or choice; a sequence that is too long under "error".
+            InputError: unknown strand or choice; a sequence without a token, or one that is too long under "error".
         """
         if strand not in STRANDS:
             raise InputError(f"embed.strand={strand!r}{nearest(strand, STRANDS)}")
@@ -134,6 +134,11 @@ class Segments:
         if longest and window < 1:
             raise InputError(f"embed.max_length={longest} leaves no room beside the {framing} special tokens")
         lengths = np.stack([encoder.lengths(turn) for turn in turns], axis=1).reshape(-1)  # (n x strands)
+        if not lengths.min():
+            raise InputError(
+                f"{where}: sequence {ids[int(lengths.argmin()) // len(turns)]!r} is too short for a single token; "
+                "remove it, or set embed.special_tokens=true"
+            )
         over = lengths > longest if longest else np.zeros(len(lengths), bool)
         cut = int(over.reshape(-1, len(turns)).any(1).sum())
         if cut and too_long == "error":
@@ -211,21 +216,25 @@ class Plan:
             first_shard: where to begin.
             ways: devices that the rows of a batch are divided over; a multiple of `process_count`.
         """
-        segments = self.segments
-        bounds = np.searchsorted(segments.row, np.arange(int(segments.row[-1]) + 2))
-        bucket = bucket_of(segments.tokens, self.buckets)
+        n_buckets, unit = len(self.buckets), ways // process_count
+        owner = np.empty(int(self.segments.row[-1]) + 1, np.int64)  # of every sequence: shard and process as one number
+        for shard, rows in enumerate(self.shards):
+            owner[rows] = shard * process_count + np.arange(len(rows)) % process_count
+        queue = owner[self.segments.row] * n_buckets + bucket_of(self.segments.tokens, self.buckets)
+        order = np.argsort(queue, kind="stable")
+        counts = np.bincount(queue, minlength=len(self.shards) * process_count * n_buckets)
+        ends = np.cumsum(counts).reshape(-1, process_count, n_buckets)[:, process_index]
+        counts = counts.reshape(-1, process_count, n_buckets)
+        mine, most = counts[:, process_index], counts.max(1)
+        # As few batches as the tokens allow, then as few rows as these batches need: short tables are not padded to whole batches.
+        full = np.array([max(1, self.batch_tokens // width // ways) * unit for width in self.buckets])
+        needed = -(-most.max(0) // np.maximum(-(-most.max(0) // full), 1))
+        sizes = -(-needed // unit) * unit
         for shard in range(first_shard, len(self.shards)):
-            parts = []
-            for process in range(process_count):
-                rows = self.own_rows(shard, process, process_count)
-                counts = bounds[rows + 1] - bounds[rows]
-                parts.append(np.arange(int(counts.sum())) + np.repeat(bounds[rows] - np.cumsum(counts) + counts, counts))
-            for at in reversed(range(len(self.buckets))):
-                width = self.buckets[at]
-                rows = max(1, self.batch_tokens // width // ways) * ways // process_count
-                mine, *_ = queues = [part[bucket[part] == at] for part in (parts[process_index], *parts)]
-                for step in range(max(-(-len(queue) // rows) for queue in queues)):
-                    chosen = np.full(rows, -1, np.int64)
-                    taken = mine[step * rows : (step + 1) * rows]
+            for at in reversed(range(n_buckets)):
+                waiting = order[ends[shard, at] - mine[shard, at] : ends[shard, at]]
+                for first in range(0, int(most[shard, at]), int(sizes[at])):
+                    chosen = np.full(sizes[at], -1, np.int64)
+                    taken = waiting[first : first + sizes[at]]
                     chosen[: len(taken)] = taken
-                    yield Step(shard, width, chosen)
+                    yield Step(shard, self.buckets[at], chosen)

@@ -1,11 +1,15 @@
 """Score the baselines that a model has to beat: order-k Markov on a genome, k-mer logistic regression on a task."""
 
+from collections.abc import Sequence
+
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxgen.baselines.kmer import KmerClassifier
 from jaxgen.baselines.markov import MarkovModel
 from jaxgen.data.genome import Genome
 from jaxgen.data.intervals import TiledWindows
+from jaxgen.data.tasks import Task
 from jaxgen.errors import InputError
 from jaxgen.jobs.tasks import load_task
 from jaxgen.jobs.training import say
@@ -47,11 +51,17 @@ def _kmer(config: ConfigDict) -> dict[str, dict[str, float]]:
     task = load_task(config)
     if task.target.kind != "classification":
         raise InputError(f"task {task.name!r} is a regression; the k-mer baseline is for classification")
-    train, dev = task.splits["train"], task.splits["dev"]
-    fitted = [KmerClassifier(config.baseline.max_k, c).fit(train.sequences, train.targets) for c in config.baseline.strengths]
-    select = task.target.select
-    best = max(fitted, key=lambda model: metrics.evaluate([select], model.logits(dev.sequences), dev.targets)[select])
+    logits = kmer_logits(task, config.baseline.max_k, config.baseline.strengths)
     return {
-        split: metrics.evaluate(task.target.metrics, best.logits(task.splits[name].sequences), task.splits[name].targets)
+        split: metrics.evaluate(task.target.metrics, logits[name], task.splits[name].targets)
         for name, split in (("dev", "valid"), ("test", "test"))
     }
+
+
+def kmer_logits(task: Task, max_k: int, strengths: Sequence[float]) -> dict[str, np.ndarray]:
+    """Logits (n, classes) of k-mer logistic regression on `dev` and `test`, the inverse strength chosen on `dev`."""
+    train, dev, test = (task.splits[name] for name in ("train", "dev", "test"))
+    fitted = [KmerClassifier(max_k, c).fit(train.sequences, train.targets) for c in strengths]
+    select = task.target.select
+    best = max(fitted, key=lambda model: metrics.evaluate([select], model.logits(dev.sequences), dev.targets)[select])
+    return {"dev": best.logits(dev.sequences), "test": best.logits(test.sequences)}

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -21,12 +20,12 @@ from jaxgen.errors import InputError, nearest
 from jaxgen.jobs.tuning import Tuning, tuning
 from jaxgen.layers.variables import named_arrays, with_arrays
 from jaxgen.models.family import Family, override
-from jaxgen.models.pretrained import read_weights, shapes_of
+from jaxgen.models.pretrained import read_weights, with_head
 from jaxgen.models.registry import resolve
 from jaxgen.tokenizers import Tokenizer
 from jaxgen.train import metrics, optim, schedules
 from jaxgen.train.evaluate import Evaluator, PredictionEvaluator
-from jaxgen.train.logging import RunLog, read_history, write_json, write_result
+from jaxgen.train.logging import RunLog, read_history, write_arrays, write_json, write_result
 from jaxgen.train.loop import Fitted, Plan, Stream, fit, run_result
 from jaxgen.train.memory import peak_flops
 from jaxgen.train.objectives import Objective
@@ -145,11 +144,7 @@ def sized_for(config: ConfigDict, spec: ModelSpec, length: int, classes: int = 0
         if unfit:
             raise InputError(f"init_from={config.init_from} is a {spec.family.name} with {' and '.join(unfit)} as this task needs")
     if spec.family.own_head:
-        headed = dataclasses.replace(spec.config, num_labels=classes)
-        shapes = shapes_of(spec.family, headed)
-        heads = {name for name in spec.arrays if re.search(spec.family.own_head, name)}
-        arrays = {name: x for name, x in spec.arrays.items() if name not in heads or shapes.get(name) == x.shape}
-        return dataclasses.replace(spec, config=headed, arrays=arrays)
+        return dataclasses.replace(spec, **with_head(spec.family, spec.config, spec.arrays, classes))
     return spec
 
 
@@ -325,6 +320,9 @@ def _finish(
         )
         say(f"report: {epath.Path(config.workdir) / 'report' / 'index.html'}")
     if jax.process_index() == 0:
+        if predictions:
+            arrays = {f"{split}_{name}": x for split, pair in predictions.items() for name, x in zip(("predictions", "targets"), pair)}
+            write_arrays(epath.Path(config.workdir) / "predictions.npz", arrays)
         write_result(config.workdir, result)
     rate = result["examples_per_second"]
     say(f"result: {epath.Path(config.workdir) / 'result.json'}  ({rate:,.1f} examples/s, {math.ceil(fitted.wall_seconds)} s)")

@@ -6,6 +6,7 @@ The work directory may be local or `gs://`. Files are replaced whole (written un
 
 import contextlib
 import functools
+import io
 import json
 import math
 import os
@@ -67,6 +68,13 @@ def write_atomic(path: epath.PathLike, content: str | bytes) -> None:
 def write_json(path: epath.PathLike, value: Any) -> None:
     """Writes `value` atomically as indented strict JSON."""
     write_atomic(path, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
+
+
+def write_arrays(path: epath.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+    """An .npz file, all of it or nothing."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: np.asarray(x) for name, x in arrays.items()})
+    write_atomic(path, buffer.getvalue())
 
 
 def write_result(workdir: epath.PathLike, result: Mapping[str, Any]) -> None:

@@ -1,0 +1,240 @@
+"""Fine-tune many models on many tasks over many seeds, and write one table with baselines, leak report and published scores."""
+
+import dataclasses
+import fnmatch
+import json
+import re
+import time
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from jaxgen.config import set_field
+from jaxgen.data.leaks import find_leaks
+from jaxgen.data.sequences import Sequences
+from jaxgen.data.tasks.published import published
+from jaxgen.errors import InputError
+from jaxgen.jobs import finetune
+from jaxgen.jobs.baseline import kmer_logits
+from jaxgen.jobs.tasks import load_task
+from jaxgen.jobs.training import say
+from jaxgen.models.registry import resolve
+from jaxgen.train import metrics
+from jaxgen.train.benchmark_report import Score, TaskFacts, write_benchmark
+from jaxgen.train.logging import environment, write_json, write_result
+
+# What a task is about, by its name; the first match counts.
+_CATEGORIES = (
+    (r"prom", "promoters"),
+    (r"splice", "splice sites"),
+    (r"enhancer", "enhancers"),
+    (r"gue/(tf|mouse)_", "transcription factors"),
+    (r"/(emp_)?H\d", "histone marks"),
+    (r"covid", "virus"),
+    (r"", "other"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run: `label` is the model's name in the table, `family` its architecture."""
+
+    label: str
+    family: str
+    task: str
+    seed: int
+    config: ConfigDict
+
+    @property
+    def finished(self) -> bool:
+        return (epath.Path(self.config.workdir) / "result.json").exists()
+
+
+def run(config: ConfigDict) -> int:
+    """See the module; returns 0 when every run of this share is finished, 1 when some failed."""
+    if not config.workdir:
+        raise InputError("--workdir=DIR is missing: where should the runs and the table go?")
+    cells = plan(config)
+    mine = share(cells, config.benchmark.share)
+    if config.benchmark.dry_run:
+        for cell in mine:
+            state = "finished" if cell.finished else "to do"
+            print(f"{state}\t{cell.label}\t{cell.task}\tseed {cell.seed}\t{cell.config.workdir}")
+        return 0
+    say(f"{len(cells)} runs, {len(mine)} in this share, {sum(cell.finished for cell in mine)} of them finished")
+    failed = _run_all(mine)
+    if failed is None:
+        return 0
+    scores = [score for cell in cells if (score := _score(cell, config)) is not None]
+    if scores:
+        facts = {task: _facts(task, config, cells) for task in dict.fromkeys(s.task for s in scores)}
+        lines = write_benchmark(config.workdir, scores, facts)
+        table = {f"{line.task}/{line.model}": {line.metric: line.mean, "std": line.std, "n": line.n} for line in lines}
+        write_result(config.workdir, {"job": "benchmark", "metrics": table, "failed": failed, "seed": config.seed, **environment()})
+        print((epath.Path(config.workdir) / "table.md").read_text())
+    for name, reason in failed.items():
+        say(f"FAILED {name}: {reason}")
+    return 1 if failed else 0
+
+
+def _run_all(cells: Sequence[Cell]) -> dict[str, str] | None:
+    """Runs what is not finished; failures by name, or None when a signal asked to stop (the run in progress saved itself)."""
+    failed: dict[str, str] = {}
+    todo = [cell for cell in cells if not cell.finished]
+    began = time.monotonic()
+    for i, cell in enumerate(todo):
+        eta = f", about {(time.monotonic() - began) / i * (len(todo) - i) / 60:.0f} min left" if i else ""
+        say(f"[{i + 1}/{len(todo)}] {cell.label} on {cell.task}, seed {cell.seed}{eta}")
+        try:
+            finetune.run(cell.config)
+        except InputError as error:
+            failed[f"{cell.label} on {cell.task}, seed {cell.seed}"] = str(error)
+            say(f"failed, going on with the next: {error}")
+            continue
+        finally:
+            jax.clear_caches()  # another model follows; its programs share nothing with these
+        if not cell.finished:
+            say("stopped; the same command goes on here")
+            return None
+    return failed
+
+
+def plan(config: ConfigDict) -> list[Cell]:
+    """All runs, seeds outermost, so that an unfinished benchmark covers every model and task.
+
+    Raises:
+      InputError: an empty list, an unknown model, a setting that does not parse or names an unknown field, a repeated label.
+    """
+    b = config.benchmark
+    for name in ("models", "tasks", "seeds"):
+        if not b[name]:
+            raise InputError(f"benchmark.{name} is empty: list at least one")
+    models = dict(_labelled(entry) for entry in b.models)
+    if len(models) != len(b.models):
+        raise InputError("benchmark.models: two entries have one label; name them LABEL=MODEL")
+    cells = []
+    for seed in map(int, b.seeds):
+        for task in b.tasks:
+            for label, name in models.items():
+                cells.append(Cell(label, resolve(name)[0].name, task, seed, _run_config(config, label, name, task, seed)))
+    return cells
+
+
+def _labelled(entry: str) -> tuple[str, str]:
+    label, _, name = entry.partition("=")
+    return label, name or label
+
+
+def _run_config(config: ConfigDict, label: str, name: str, task: str, seed: int) -> ConfigDict:
+    """The config of one run of the finetune job."""
+    run_config = ConfigDict(config.to_dict())
+    run_config.job, run_config.seed = "finetune", seed
+    run_config.model.name, run_config.data.task = name, task
+    run_config.data.path = task_path(config.data.path, task)
+    for setting in config.benchmark.settings:
+        match = re.fullmatch(r"([^@:]+)@([^:]+):([\w.]+)=(.*)", setting)
+        if not match:
+            raise InputError(f"benchmark.settings: {setting!r} is not MODELS@TASKS:field=value, such as mamba*@gue/*:train.epochs=3")
+        models, tasks, field, value = match.groups()
+        if fnmatch.fnmatchcase(label, models) and fnmatch.fnmatchcase(task, tasks):
+            set_field(run_config, field, value)
+    run_config.benchmark = ConfigDict()  # the lists may grow without touching finished runs
+    run_config.workdir = str(epath.Path(config.workdir) / "runs" / task / f"{label}_{seed}")
+    return run_config.lock()
+
+
+def task_path(root: str, task: str) -> str:
+    """The folder of a task's suite below `root`, or `root` where there is none; simulated tasks read nothing."""
+    suite = task.partition("/")[0]
+    if task.startswith("simulated_"):
+        return ""
+    folder = epath.Path(root) / suite
+    return str(folder) if folder.is_dir() else root
+
+
+def share(cells: Sequence[Cell], text: str) -> list[Cell]:
+    """Every n-th run beginning with the i-th for "i/n", counted from 1: one share per device, job of an array, or machine.
+
+    Raises:
+      InputError: not of that form.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise InputError(f"benchmark.share={text!r}: expected i/n with i from 1 to n, such as 1/4")
+    return list(cells[int(match[1]) - 1 :: int(match[2])])
+
+
+def _score(cell: Cell, config: ConfigDict) -> Score | None:
+    if not cell.finished:
+        return None
+    folder = epath.Path(cell.config.workdir)
+    result = json.loads((folder / "result.json").read_text())
+    test = {name: np.nan if value is None else value for name, value in result["metrics"]["test"].items()}
+    clean: dict[str, float] = {}
+    if config.benchmark.leaks:
+        near = _leaks(cell, config)["near_rows"]
+        with (folder / "predictions.npz").open("rb") as file:
+            stored = np.load(file)
+            clean = _clean(test, stored["test_predictions"], stored["test_targets"], near)
+    return Score(cell.label, cell.task, cell.seed, test, clean, result["nan_steps"], result["wall_seconds"])
+
+
+def _clean(names: Sequence[str] | dict, predictions: np.ndarray, targets: np.ndarray, near: Sequence[int]) -> dict[str, float]:
+    """The metrics of the test rows that are not leaks."""
+    keep = np.ones(len(targets), bool)
+    keep[list(near)] = False
+    return metrics.evaluate([name for name in names if name != "loss"], predictions[keep], targets[keep]) if keep.any() else {}
+
+
+def _task_folder(task: str, config: ConfigDict) -> epath.Path:
+    return epath.Path(config.workdir) / "tasks" / task
+
+
+def _leaks(cell: Cell, config: ConfigDict) -> dict:
+    """The leak report of a task, computed once: the splits are those of the cell's seed where the files bring no dev split."""
+    file = _task_folder(cell.task, config) / "leaks.json"
+    if not file.exists():
+        task = load_task(cell.config)
+        # Whatever a model may have seen, train and dev.
+        seen = Sequences.from_list([*task.splits["train"].sequences, *task.splits["dev"].sequences])
+        leaks = find_leaks(seen, task.splits["test"].sequences, config.benchmark.leak_k, config.benchmark.leak_jaccard)
+        write_json(file, {**leaks.record(), "near_rows": np.flatnonzero(leaks.near).tolist()})
+        say(f"{cell.task}: {int(leaks.near.sum())} of {len(leaks.near)} test rows are in train or dev, or nearly")
+    return json.loads(file.read_text())
+
+
+def _facts(name: str, config: ConfigDict, cells: Sequence[Cell]) -> TaskFacts:
+    """What stands beside the scores of a task; baselines are fitted once and kept."""
+    cell = next(cell for cell in cells if cell.task == name)
+    file = _task_folder(name, config) / "baselines.json"
+    leaks = _leaks(cell, config) if config.benchmark.leaks else {}
+    if not file.exists():
+        task = load_task(cell.config)
+        test, names = task.splits["test"], task.target.metrics
+        counts = np.bincount(task.splits["train"].targets, minlength=task.target.outputs)
+        logits = {"majority": np.tile(np.eye(len(counts))[counts.argmax()], (len(test), 1))}
+        if config.benchmark.kmer:
+            logits["k-mer"] = kmer_logits(task, config.baseline.max_k, config.baseline.strengths)["test"]
+        write_json(
+            file,
+            {
+                "select": task.target.select,
+                "notes": task.notes,
+                "test": {which: metrics.evaluate(names, x, test.targets) for which, x in logits.items()},
+                "clean": {which: _clean(names, x, test.targets, leaks["near_rows"]) for which, x in logits.items()} if leaks else {},
+            },
+        )
+    kept = json.loads(file.read_text())
+    families = {cell.label: cell.label if cell.label == "mamba_bpe" else cell.family for cell in cells}
+    return TaskFacts(
+        select=kept["select"],
+        category=next(category for pattern, category in _CATEGORIES if re.search(pattern, name)),
+        baselines=kept["test"],
+        clean_baselines=kept["clean"],
+        leaks={key: value for key, value in leaks.items() if key != "near_rows"},
+        published={label: [(p.source, p.value) for p in published(name, family, kept["select"])] for label, family in families.items()},
+        notes=kept["notes"],
+    )

@@ -1,0 +1,136 @@
+"""The benchmark job on a tiny task in the layout of GUE: the sequences are simulated."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxgen.config import load_config
+from jaxgen.data.tasks.published import published
+from jaxgen.errors import InputError
+from jaxgen.jobs import benchmark
+from jaxgen.train.benchmark_report import Score, TaskFacts, average_ranks, latex, paired_tests, summarise
+
+TASKS = ("gue/tf_0",)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("suites")
+    rng = np.random.default_rng(0)
+    for task in TASKS:
+        folder = root / task
+        folder.mkdir(parents=True)
+        for split, n in (("train", 48), ("dev", 16), ("test", 20)):
+            rows = ["".join(rng.choice(list("ACGT"), 64)) for _ in range(n)]
+            if split == "train":
+                known = rows
+            elif split == "test":
+                rows[:2] = known[:2]
+            labels = [i % 2 for i in range(n)]
+            rows = [row[:10] + ("TATAAA" if label else "GCGCGC") + row[16:] for row, label in zip(rows, labels)]
+            (folder / f"{split}.csv").write_text("sequence,label\n" + "".join(f"{s},{label}\n" for s, label in zip(rows, labels)))
+    return root
+
+
+def config(root: Path, workdir: Path, **fields: str):
+    overrides = {
+        "data.path": str(root),
+        "workdir": str(workdir),
+        "benchmark.tasks": ",".join(TASKS),
+        "benchmark.models": "cnn_smoke,twin=cnn_smoke",
+        "benchmark.seeds": "1",
+        "benchmark.settings": "*@*:train.epochs=1,*@*:train.batch_size=16,*@*:train.report=false,twin@gue/tf_*:train.epochs=2",
+        "compile_cache": "",
+    }
+    return load_config("configs/benchmark.py", list((overrides | {k.replace("__", "."): v for k, v in fields.items()}).items()))
+
+
+def test_one_command_gives_the_table_and_goes_on_with_more_seeds(root, tmp_path, capsys):
+    workdir = tmp_path / "bench"
+    assert benchmark.run(config(root, workdir)) == 0
+    table = list(csv.DictReader((workdir / "table.csv").open()))
+    assert [(row["task"], row["model"], row["n"]) for row in table] == [(t, m, "1") for t in TASKS for m in ("cnn_smoke", "twin")]
+    assert {row["metric"] for row in table} == {"mcc"}
+    assert float(table[0]["published"]) == published("gue/tf_0", "cnn", "mcc")[0].value
+    assert float(table[0]["difference"]) == pytest.approx(float(table[0]["mean"]) - float(table[0]["published"]))
+    steps = {m: json.loads((workdir / f"runs/gue/tf_0/{m}_1/result.json").read_text())["steps"] for m in ("cnn_smoke", "twin")}
+    assert steps == {"cnn_smoke": 3, "twin": 6}
+    leaks = list(csv.DictReader((workdir / "leaks.csv").open()))
+    assert [int(row["exact"]) for row in leaks] == [2]
+    page = (workdir / "table.md").read_text()
+    assert "20 test rows are in train, or nearly" in page
+    assert "gue/tf_0: 48 train rows, 32,378 in the published files" in page
+    assert page in capsys.readouterr().out
+
+    before = (workdir / "runs/gue/tf_0/twin_1/result.json").stat().st_mtime_ns
+    assert benchmark.run(config(root, workdir, benchmark__seeds="1,2", benchmark__share="1/2")) == 0
+    assert len(list(csv.DictReader((workdir / "runs.csv").open()))) == 3
+    assert benchmark.run(config(root, workdir, benchmark__seeds="1,2", benchmark__share="2/2")) == 0
+    table = list(csv.DictReader((workdir / "table.csv").open()))
+    assert {row["n"] for row in table} == {"2"}
+    assert (workdir / "runs/gue/tf_0/twin_1/result.json").stat().st_mtime_ns == before
+    assert {row["first"] for row in csv.DictReader((workdir / "tests.csv").open())} == {"cnn_smoke"}
+    assert all((workdir / name).stat().st_size for name in ("scores.png", "ranks.png", "table.tex", "benchmark.json"))
+    assert json.loads((workdir / "result.json").read_text())["failed"] == {}
+
+
+def test_a_failing_run_is_named_and_the_others_go_on(root, tmp_path, capfd):
+    settings = "*@*:train.epochs=1,*@*:train.batch_size=16,*@*:train.report=false,twin@gue/tf_0:train.batch_size=500"
+    fields = {"benchmark__settings": settings, "benchmark__tasks": "gue/tf_0", "benchmark__leaks": "false", "benchmark__kmer": "false"}
+    assert benchmark.run(config(root, tmp_path, **fields)) == 1
+    failed = json.loads((tmp_path / "result.json").read_text())["failed"]
+    assert list(failed) == ["twin on gue/tf_0, seed 1"]
+    assert "500" in failed["twin on gue/tf_0, seed 1"]
+    assert [row["model"] for row in csv.DictReader((tmp_path / "table.csv").open())] == ["cnn_smoke"]
+    assert "FAILED twin" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"benchmark__models": ""}, "benchmark.models is empty"),
+        ({"benchmark__models": "cnn_smok"}, "did you mean 'smoke'"),
+        ({"benchmark__models": "cnn_smoke,cnn_smoke"}, "one label"),
+        ({"benchmark__settings": "train.epochs=1"}, "MODELS@TASKS:field=value"),
+        ({"benchmark__settings": "*@*:train.epoch=1"}, "train.epoch"),
+        ({"benchmark__share": "3/2"}, "expected i/n"),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(root, tmp_path, fields, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        benchmark.run(config(root, tmp_path / "w", **fields))
+    assert not (tmp_path / "w").exists()
+
+
+def test_dry_run_lists_what_would_start(root, tmp_path, capsys):
+    assert benchmark.run(config(root, tmp_path / "w", benchmark__dry_run="true", benchmark__seeds="1,2")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert all(line.startswith("to do\t") for line in lines)
+    assert not (tmp_path / "w").exists()
+
+
+def scores(values: dict[str, list[float]]) -> list[Score]:
+    return [
+        Score(model, "gue/tf_0", seed, {"mcc": v}, {"mcc": v}, 0, 1.0) for model, column in values.items() for seed, v in enumerate(column)
+    ]
+
+
+def test_statistics_of_the_table():
+    facts = {"gue/tf_0": TaskFacts("mcc", "transcription factors")}
+    found = scores({"a": [0.5, 0.6, 0.7], "b": [0.4, 0.5, 0.61], "c": [0.1, 0.9, 0.2]})
+    lines = summarise(found, facts)
+    assert lines[0].mean == pytest.approx(0.6)
+    assert lines[0].std == pytest.approx(0.1)
+    tests = paired_tests(found, facts)
+    assert [(t["first"], t["second"], t["pairs"]) for t in tests] == [("a", "b", 3), ("a", "c", 3), ("b", "c", 3)]
+    assert tests[0]["p"] < 0.01 < tests[1]["p"]
+    assert tests[0]["p_holm"] == pytest.approx(3 * tests[0]["p"])
+    assert all(t["p"] <= t["p_holm"] <= 1 for t in tests)
+    ranks, _, tasks = average_ranks(lines)
+    assert (ranks, tasks) == ({"a": 1.0, "b": 2.0, "c": 3.0}, 1)
+    assert r"\textbf{0.600 $\pm$ 0.100}" in latex(lines)
