@@ -25,7 +25,7 @@ ALLOWED = {
     "heads": FLOOR | {"ops", "layers", "checkpoints"},
     "train": FLOOR | {"ops", "layers", "checkpoints"},
     "goldens": FLOOR | {"ops", "layers", "tokenizers", "checkpoints", "models", "heads", "train", "data", "baselines"},
-    "jobs": FLOOR | {"ops", "layers", "tokenizers", "checkpoints", "models", "heads", "train", "data", "baselines", "goldens"},
+    "jobs": FLOOR | {"config", "ops", "layers", "tokenizers", "checkpoints", "models", "heads", "train", "data", "baselines", "goldens"},
     "config": FLOOR,
     "main": FLOOR | {"config", "jobs"},
     "__init__": {"models"},  # lazily

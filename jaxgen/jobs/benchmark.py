@@ -3,6 +3,7 @@
 import dataclasses
 import fnmatch
 import json
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -158,12 +159,17 @@ def task_path(root: str, task: str) -> str:
 def share(cells: Sequence[Cell], text: str) -> list[Cell]:
     """Every n-th run beginning with the i-th for "i/n", counted from 1: one share per device, job of an array, or machine.
 
+    "auto" is the share of this job in a SLURM array, and everything elsewhere.
+
     Raises:
       InputError: not of that form.
     """
+    if text == "auto":
+        index, first, count = (int(os.environ.get(f"SLURM_ARRAY_TASK_{name}", "1")) for name in ("ID", "MIN", "COUNT"))
+        text = f"{index - first + 1}/{count}"
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise InputError(f"benchmark.share={text!r}: expected i/n with i from 1 to n, such as 1/4")
+        raise InputError(f"benchmark.share={text!r}: expected auto, or i/n with i from 1 to n, such as 1/4")
     return list(cells[int(match[1]) - 1 :: int(match[2])])
 
 

@@ -97,13 +97,22 @@ def test_a_failing_run_is_named_and_the_others_go_on(root, tmp_path, capfd):
         ({"benchmark__models": "cnn_smoke,cnn_smoke"}, "one label"),
         ({"benchmark__settings": "train.epochs=1"}, "MODELS@TASKS:field=value"),
         ({"benchmark__settings": "*@*:train.epoch=1"}, "train.epoch"),
-        ({"benchmark__share": "3/2"}, "expected i/n"),
+        ({"benchmark__share": "3/2"}, "expected auto, or i/n"),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(root, tmp_path, fields, message):
     with pytest.raises(InputError, match=re.escape(message)):
         benchmark.run(config(root, tmp_path / "w", **fields))
     assert not (tmp_path / "w").exists()
+
+
+def test_a_slurm_array_takes_shares(monkeypatch):
+    cells = list(range(7))
+    assert benchmark.share(cells, "auto") == cells
+    for index in (4, 5, 6):
+        for name, value in (("ID", index), ("MIN", 4), ("COUNT", 3)):
+            monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+        assert benchmark.share(cells, "auto") == cells[index - 4 :: 3]
 
 
 def test_dry_run_lists_what_would_start(root, tmp_path, capsys):

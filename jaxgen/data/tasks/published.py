@@ -22,10 +22,9 @@ class Published:
 @cache
 def _scores() -> dict[tuple[str, str, str], tuple[Published, ...]]:
     found: dict[tuple[str, str, str], tuple[Published, ...]] = {}
-    with resources.files(__package__).joinpath("published.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            key = f"{row['suite']}/{row['task']}", row["model"], row["metric"]
-            found[key] = (*found.get(key, ()), Published(row["source"], float(row["value"])))
+    for row in csv.DictReader(resources.files("jaxgen.data.tasks").joinpath("published.csv").read_text().splitlines()):
+        key = f"{row['suite']}/{row['task']}", row["model"], row["metric"]
+        found[key] = (*found.get(key, ()), Published(row["source"], float(row["value"])))
     return found
 
 
