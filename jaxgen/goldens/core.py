@@ -41,6 +41,7 @@ FAMILIES = {
     "ia3": "adapters",
     "tf_mlp": "perturbation",
     "tf_xgboost": "perturbation",
+    "vep": "variants",
 }
 
 
