@@ -20,6 +20,8 @@ PARTS = {
     "padding": "benchmarks.padding",
     "fft": "benchmarks.fft",
     "block": "benchmarks.block",
+    "scan": "benchmarks.scan",
+    "attention": "benchmarks.attention",
     "lel": "benchmarks.lel",
     "embed": "benchmarks.embed",
     "concat": "benchmarks.concat",
@@ -67,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="write rows, samples and machine to this JSON file")
     parser.add_argument("--tables", default="", help="label tables (files or folders) whose padding to report, comma-separated")
     parser.add_argument("--config", default=Options.config, help="config whose start to time")
-    parser.add_argument("--one-core", action="store_true", help="fft and block on one core by CPU time: for machines that others use too")
+    parser.add_argument("--one-core", action="store_true", help="all but start on one core, in CPU time: for shared machines")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: shows that everything runs, not how fast")
     flags = parser.parse_args(argv)
     parts = [part for part in flags.only.split(",") if part]
@@ -85,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if warning:
         notes.insert(0, Note("machine", warning))
     if options.one_core:
-        notes.insert(0, Note("machine", "fft and block: CPU time on one core (--one-core)"))
+        notes.insert(0, Note("machine", "all but start: CPU time on one core (--one-core)"))
     print(render(rows))
     for note in notes:
         print(f"note: {note.part}: {note.text}")

@@ -26,8 +26,8 @@ def run(options: Options) -> Iterator[Row | Note]:
     from jaxgen.models.registry import get_family
 
     shape = {"d_model": 64, "n_layer": 1, "n_heads": 4, "d_inner": 128} if options.smoke else {}
-    config = nt.ConfigV1(**{"d_model": 512, "n_layer": 4, "n_heads": 8, "d_inner": 2048} | shape)
-    texts = sequences(8 if options.smoke else 96, 600 if options.smoke else 5900)
+    config = nt.ConfigV1(**{"d_model": 512, "n_layer": 2, "n_heads": 8, "d_inner": 2048} | shape)
+    texts = sequences(8 if options.smoke else 64, 600 if options.smoke else 5900)
     from flax import nnx
 
     model = get_family("nt_v1").build(config, nnx.Rngs(0))
@@ -38,11 +38,13 @@ def run(options: Options) -> Iterator[Row | Note]:
     apart = float(np.abs(ours() - theirs()).max())
     if apart > 1e-3:
         raise AssertionError(f"embeddings differ from those of transformers by {apart:.1e}")
-    yield Note("embed", f"embeddings agree with transformers to {apart:.1e}; jaxgen compiled {BUCKETS} lengths at most, before the clock ran")
+    yield Note(
+        "embed", f"embeddings agree with transformers to {apart:.1e}; jaxgen compiled {BUCKETS} lengths at most, before the clock ran"
+    )
     lengths = [len(text) for text in texts]
     case = f"{len(texts)} sequences of {min(lengths)}-{max(lengths)} bases, nt_v1 d {config.d_model}, {config.n_layer} layers"
     contenders = [Contender("jaxgen", ours, len(texts)), Contender("HF loop, batches of 8", theirs, len(texts))]
-    yield from compare("embed", case, contenders, max(1, options.repeats // 2), unit="sequences/s", goal=GOAL)
+    yield from compare("embed", case, contenders, max(1, options.repeats // 2), unit="sequences/s", goal=GOAL, clock=options.clock)
 
 
 def sequences(n: int, longest: int) -> list[bytes]:
@@ -102,7 +104,9 @@ def hf_loop(folder: str, texts: list[bytes]) -> Callable[[], np.ndarray]:
     def export() -> np.ndarray:
         rows = []
         for start in range(0, len(strings), PEER_BATCH):
-            inputs = tokenizer(strings[start : start + PEER_BATCH], return_tensors="pt", padding="longest", truncation=True, max_length=1000)
+            inputs = tokenizer(
+                strings[start : start + PEER_BATCH], return_tensors="pt", padding="longest", truncation=True, max_length=1000
+            )
             hidden = model(**inputs, output_hidden_states=True).hidden_states[-1]
             mask = inputs["attention_mask"].unsqueeze(-1)
             rows.append(((hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)).numpy())

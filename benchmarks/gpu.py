@@ -1,10 +1,11 @@
-"""Part `gpu`: the HyenaDNA block on a GPU in float32 and bfloat16, against torch on the same GPU. Leaves a note where there is none.
+"""Part `gpu`: the HyenaDNA block on a GPU in float32 and bfloat16, and the selective scan (gpu_scan.py), against torch on the same GPU.
 
-Bandwidth is what XLA counts as bytes accessed by the compiled program, over the time measured.
+Leaves a note where there is none. Bandwidth of the block is what XLA counts as bytes accessed by the compiled program, over the time.
 """
 
 from collections.abc import Iterator
 
+from benchmarks import gpu_scan
 from benchmarks.block import Jitted, jax_functions, torch_functions
 from benchmarks.harness import Contender, Goal, Note, Options, Row, compare, have
 
@@ -43,6 +44,7 @@ def measure(options: Options, torch_device: str) -> Iterator[Row | Note]:
                 yield Row("gpu", f"{title}: tokens", batch * length / seconds / 1e6, "Mtokens/s")
                 if moved := bytes_accessed(mine):
                     yield Row("gpu", f"{title}: memory", moved / seconds / 1e9, "GB/s")
+    yield from gpu_scan.measure(options, torch_device if with_torch and torch_device != "cpu" else None)
 
 
 def bytes_accessed(function: Jitted) -> float:

@@ -23,7 +23,7 @@ class Options:
       smoke: tiny sizes, to see that a part runs; the numbers mean nothing.
       tables: label tables (files or folders) whose padding is reported besides the shipped task's.
       config: the config whose start is timed.
-      one_core: `fft` and `block` on one core by its CPU time, which other users of the machine hardly disturb.
+      one_core: everything on one core and, but for `start`, by its CPU time, which other users of the machine hardly disturb.
     """
 
     repeats: int = 7
@@ -34,7 +34,7 @@ class Options:
 
     @property
     def clock(self) -> Callable[[], float]:
-        """What `fft` and `block` are timed with."""
+        """What parts are timed with."""
         return time.process_time if self.one_core else time.perf_counter
 
 
@@ -164,11 +164,11 @@ def use_one_core() -> None:
 
 
 def load_warning(one_core: bool) -> str:
-    """Empty on an idle machine. On a busy one, threads that wait for each other make wall times of `fft` and `block` meaningless."""
+    """Empty on an idle machine. On a busy one, threads that wait for each other make wall times meaningless."""
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if one_core or load < 0.5 * cores:
         return ""
-    return f"load average {load:.1f} on {cores} cores: do not trust wall times of fft, block and start; see --one-core"
+    return f"load average {load:.1f} on {cores} cores: do not trust wall times; see --one-core"
 
 
 def machine() -> dict[str, Any]:

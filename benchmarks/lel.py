@@ -30,7 +30,9 @@ def run(options: Options) -> Iterator[Row | Note]:
     case = f"5 folds, {p} perturbations x {g} genes x {k}"
     peer = Contender("NumPy loop", lambda: plain_loop(targets, gene, tf, folds))
     for faithful, name in ((True, "float32 products"), (False, "float64")):
-        yield from compare("lel", f"{name}, {case}", [Contender("jaxgen", lambda f=faithful: ours(f)), peer], options.repeats)
+        yield from compare(
+            "lel", f"{name}, {case}", [Contender("jaxgen", lambda f=faithful: ours(f)), peer], options.repeats, clock=options.clock
+        )
 
 
 def plain_loop(targets: np.ndarray, gene: np.ndarray, tf: np.ndarray, folds: Sequence[Fold]) -> list[np.ndarray]:

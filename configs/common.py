@@ -140,12 +140,21 @@ def get_config(variant: str = "") -> ConfigDict:
     c.benchmark.tasks = ()  # such as gue/tf_0, genomic_benchmarks/human_nontata_promoters
     c.benchmark.seeds = (1, 2, 3)  # initial weights, data order, and splits that the data do not bring
     c.benchmark.settings = ()  # MODELS@TASKS:field=value with * for anything, in order, e.g. mamba*@gue/*:train.epochs=3
-    c.benchmark.share = "1/1"  # i/n: only every n-th run, beginning with the i-th: for arrays of jobs, or one device each
+    c.benchmark.share = "auto"  # i/n: only every n-th run, beginning with the i-th; auto = the share of this job in a SLURM array, or all
     c.benchmark.dry_run = False  # list the runs and stop
     c.benchmark.kmer = True  # k-mer logistic regression beside every score; see baseline
     c.benchmark.leaks = True  # find test sequences that train or dev holds too, and score without them
     c.benchmark.leak_k = 8  # bases per k-mer of the Jaccard index
     c.benchmark.leak_jaccard = 0.7  # index from which a test sequence counts as known
+
+    c.variants = ConfigDict()  # score_variants: what the alleles of a VCF change, in a genome data.fasta
+    c.variants.vcf = ""  # VCF or BCF, plain or bgzipped, in any order
+    c.variants.length = 1024  # bases of a window, with the variant in the middle
+    c.variants.strand = "average"  # forward, rc, average of both
+    c.variants.shifts = (0,)  # columns by which the variant is moved from the middle; scores are averaged over them
+    c.variants.window = 0  # bases around the variant whose hidden states are averaged for the distances; 0 = the whole window
+    c.variants.batch_size = 32  # alleles per step, over all devices
+    c.variants.write_vcf = False  # also write the VCF with INFO fields JG_LLR, JG_L2, ...
 
     c.perturbation = ConfigDict()  # crossval: expression changes of genes under perturbation of transcription factors (TFs)
     c.perturbation.methods = ("all",)  # all, or some of lel_nt, lel_pca, mlp_nt, mlp_hyena, concat, xgboost, nt_ia3; mean runs always

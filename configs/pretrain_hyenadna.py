@@ -11,10 +11,12 @@ def get_config(variant: str = "") -> ConfigDict:
     split_variant(variant)
     c = pretrain.get_config("hyenadna_smoke")
     c.data.fasta = "../shared/data/human_chr20_1mb/chr20_1mb.fa.gz"
+    c.data.max_length = 1024
     c.data.stride = 256  # overlapping windows: every base is seen at several positions
     c.train.steps = 1200
     c.train.batch_size = 8
     c.train.eval_batch_size = 16
     c.train.learning_rate = 3e-3
     c.train.eval_every = 150
+    c.train.eval_batches = c.train.checkpoint_every = 0
     return c

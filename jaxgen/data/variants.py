@@ -1,8 +1,9 @@
 """Variants of a VCF, checked against the genome, and the windows of DNA around them with either allele."""
 
+import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,11 +65,11 @@ def read_variants(path: str | Path, genome: Genome) -> Variants:
         found = genome.fetch(record.chrom, record.start, end).tobytes().upper()
         if found != ref:
             raise InputError(f"{where}: REF is {_short(ref)}, but {genome.path} has {_short(found)} there; is it the same assembly?")
-        for alt in record.alts or ("",):
+        if not record.alts:
+            skipped["no alternative allele"] += 1
+        for alt in record.alts or ():
             letters = alt.upper().encode()
-            if not alt or alt == ".":
-                skipped["no alternative allele"] += 1
-            elif alt == "*" or "<" in alt or "[" in alt or "]" in alt:
+            if _is_symbolic(alt):
                 skipped["symbolic allele"] += 1
             elif not _BASES.fullmatch(letters):
                 raise InputError(f"{where}: ALT {alt!r} is not a sequence of bases")
@@ -77,6 +78,39 @@ def read_variants(path: str | Path, genome: Genome) -> Variants:
                     column.append(value)
     contigs, positions, refs, alts, names = columns
     return Variants(np.array(contigs, np.int32), np.array(positions, np.int64), refs, alts, names, dict(skipped))
+
+
+def _is_symbolic(alt: str) -> bool:
+    return alt == "*" or any(mark in alt for mark in "<[]")
+
+
+def annotate_vcf(source: str | Path, target: Path, names: Sequence[str], values: np.ndarray) -> None:
+    """Writes the VCF `source` with INFO fields `JG_NAME`, a number per alternative allele, as it is read by `read_variants`.
+
+    Args:
+        target: appears when it is whole.
+        values: (alleles, names); NaN and alleles that were left out become missing values.
+    """
+    import pysam
+
+    temporary, row = target.with_name(f".{target.name}.tmp"), 0
+    with pysam.VariantFile(str(source)) as file:
+        header = file.header.copy()
+        for name in names:
+            header.add_line(f'##INFO=<ID=JG_{name.upper()},Number=A,Type=Float,Description="jaxgen: {name} of the allele">')
+        with pysam.VariantFile(str(temporary), "w", header=header) as out:
+            for record in file:
+                record.translate(out.header)
+                scores = []
+                for alt in record.alts or ():
+                    scores.append(None if _is_symbolic(alt) else values[row].tolist())
+                    row += not _is_symbolic(alt)
+                for i, name in enumerate(names):
+                    column = [None if score is None or np.isnan(score[i]) else score[i] for score in scores]
+                    if any(value is not None for value in column):
+                        record.info[f"JG_{name.upper()}"] = column
+                out.write(record)
+    os.replace(temporary, target)
 
 
 def _records(path: str | Path) -> Iterator:

@@ -1,7 +1,13 @@
 """What a variant does to hidden states: the window average of the published eQTL probe, and distances between alleles."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from jaxgen.heads.pooling import pool
 
 
 def window_mean(hidden: jax.Array, index: jax.Array, window_bp: int = 1536, bp_per_token: int = 1) -> jax.Array:
@@ -31,3 +37,71 @@ def distances(ref: jax.Array, alt: jax.Array) -> dict[str, jax.Array]:
     norms = jnp.linalg.norm(ref, axis=-1) * jnp.linalg.norm(alt, axis=-1)
     cosine = jnp.where(norms > 0, 1 - (ref * alt).sum(-1) / jnp.where(norms > 0, norms, 1.0), 0.0)
     return {"l2": jnp.linalg.norm(difference, axis=-1), "l1": jnp.abs(difference).sum(-1), "cosine": cosine}
+
+
+class VariantScorer(nnx.Module):
+    """Both alleles of a batch -> float32 (batch, 3 + 2 * outputs): log-likelihood ratio, L2 and cosine distance, then the predictions.
+
+    The batch has `tokens` int and `mask` bool (batch, length, 2), reference and alternative on the last axis; `index` int (batch,), the
+    token of the variant; and `aligned` bool (batch,), whether all differences of the tokens are at the variant.
+
+    The ratio is log P(alternative) - log P(reference) in nats: of the whole windows under a causal model; under a masked one of the
+    tokens that differ, all of them hidden, and NaN where the rows are not aligned, as after an insertion. It is NaN for a model without a
+    language-model head. Distances are between the hidden states averaged over a window around the variant.
+
+    Args:
+      causal: as of the family.
+      masked: keeps padding out of the backbone.
+      mask_id: what hides a token under a masked model.
+      window_bp: bases of the window; 0 = all real tokens.
+      bp_per_token: bases that a token stands for.
+      head: `SequencePredictor` around the same backbone, with a fine-tuned head; None where there is none, or the backbone ends in it.
+    """
+
+    def __init__(
+        self,
+        backbone: nnx.Module,
+        *,
+        causal: bool,
+        masked: bool = True,
+        mask_id: int = 0,
+        window_bp: int = 0,
+        bp_per_token: int = 1,
+        head: nnx.Module | None = None,
+    ):
+        self.backbone, self.causal, self.masked, self.mask_id = backbone, causal, masked, mask_id
+        self.window_bp, self.bp_per_token, self.head = window_bp, bp_per_token, head
+
+    def __call__(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+        tokens, mask = (jnp.concatenate([batch[name][..., 0], batch[name][..., 1]]) for name in ("tokens", "mask"))
+        output = self.backbone(tokens, mask=mask if self.masked else None)
+        if self.window_bp:
+            index = jnp.concatenate([batch["index"]] * 2)
+            pooled = window_mean(output.hidden, index, self.window_bp, self.bp_per_token)
+        else:
+            pooled = pool(output.hidden, "mean", mask)
+        apart = distances(*jnp.split(pooled, 2))
+        columns = [self._ratio(batch, output.logits), apart["l2"], apart["cosine"]]
+        predictions = output.predictions if self.head is None else self.head({"tokens": tokens, "mask": mask}, train=False)
+        if predictions is not None:
+            columns += [x[:, i] for x in jnp.split(predictions, 2) for i in range(x.shape[1])]
+        return jnp.stack([column.astype(jnp.float32) for column in columns], axis=1)
+
+    def _ratio(self, batch: Mapping[str, jax.Array], logits: jax.Array | None) -> jax.Array:
+        ref, alt = batch["tokens"][..., 0], batch["tokens"][..., 1]
+        if logits is None:
+            return jnp.full(len(ref), jnp.nan)
+        if self.causal:
+            mask = jnp.concatenate([batch["mask"][..., 0], batch["mask"][..., 1]])[:, 1:]
+            likely = log_probability(logits[:, :-1], jnp.concatenate([ref, alt])[:, 1:])
+            before, after = jnp.split(jnp.where(mask, likely, 0).sum(1), 2)
+            return after - before
+        differ = ref != alt
+        hidden = self.backbone(jnp.where(differ, self.mask_id, ref), mask=batch["mask"][..., 0] if self.masked else None).logits
+        ratio = jnp.where(differ, log_probability(hidden, alt) - log_probability(hidden, ref), 0).sum(1)
+        return jnp.where(batch["aligned"], ratio, jnp.nan)
+
+
+def log_probability(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+    """(batch, length, vocabulary), (batch, length) -> float32 (batch, length): of each token, in nats."""
+    return -optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), tokens)

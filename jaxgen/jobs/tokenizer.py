@@ -1,16 +1,36 @@
 """The tokenizer that a run reads its sequences with."""
 
+import dataclasses
+from collections.abc import Iterable
+
 from etils import epath
 from ml_collections import ConfigDict
 
 from jaxgen import tokenizers
-from jaxgen.data.sequences import Sequences
 from jaxgen.errors import InputError
 from jaxgen.jobs.training import ModelSpec, say
 from jaxgen.tokenizers import Tokenizer
 
 
-def choose_tokenizer(config: ConfigDict, spec: ModelSpec, sequences: Sequences) -> Tokenizer:
+def with_vocabulary(config: ConfigDict, spec: ModelSpec) -> ModelSpec:
+    """`spec` for the tokens of `model.tokenizer`: a model of single bases that is trained from scratch changes to byte pairs.
+
+    A model whose family knows no other tokenizer stays as it is, and so does one whose `model.config.vocab_size` is given.
+    """
+    given = str(config.model.tokenizer)
+    if not given or spec.arrays is not None or "vocab_size" in config.model.config or not hasattr(spec.config, "vocab_size"):
+        return spec
+    name = spec.family.tokenizer(spec.config)[0]
+    if tokenizers.published(name) is None:
+        return spec
+    larger = dataclasses.replace(spec.config, vocab_size=1 << 16)
+    if spec.family.tokenizer(larger)[0] == name:
+        return spec
+    tokenizer = tokenizers.get("bpe", file=given)
+    return dataclasses.replace(spec, config=dataclasses.replace(spec.config, vocab_size=tokenizer.vocab_size))
+
+
+def choose_tokenizer(config: ConfigDict, spec: ModelSpec, sequences: Iterable[bytes]) -> Tokenizer:
     """The first there is: the resumed run's own, `model.tokenizer`, the starting checkpoint's, the published one, one learned.
 
     Args:
@@ -46,7 +66,7 @@ def choose_tokenizer(config: ConfigDict, spec: ModelSpec, sequences: Sequences) 
     return tokenizer
 
 
-def _learn(name: str, vocab_size: int, sequences: Sequences) -> Tokenizer:
+def _learn(name: str, vocab_size: int, sequences: Iterable[bytes]) -> Tokenizer:
     from jaxgen.tokenizers.bpe import train_bpe
 
     tokenizer = train_bpe(sequences, vocab_size, name.removesuffix("_bpe"))

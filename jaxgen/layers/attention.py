@@ -81,3 +81,22 @@ class SelfAttention(nnx.Module):
             if uniform_padding and mask is not None:
                 y = jnp.where(mask[..., None, None], y, v.mean(1, keepdims=True))
         return self.out(y.reshape(x.shape)), weights
+
+    def step(
+        self, x_bd: jax.Array, keys_blhk: jax.Array, values_blhk: jax.Array, position: jax.Array, window: int | jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """One query of causal attention, at `position`, after the keys and values of the positions before it.
+
+        Returns:
+          the output (batch, d_model), and both caches with this position filled in.
+        """
+        q, k, v = (project(x_bd).reshape(x_bd.shape[0], self.n_heads, -1) for project in (self.query, self.key, self.value))
+        keys_blhk = keys_blhk.at[:, position].set(k.astype(keys_blhk.dtype))
+        values_blhk = values_blhk.at[:, position].set(v.astype(values_blhk.dtype))
+        scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
+        scores_bhl = jnp.einsum("bhk,blhk->bhl", q, keys_blhk, preferred_element_type=jnp.float32) * scale
+        distance_l = position - jnp.arange(keys_blhk.shape[1])
+        seen_l = distance_l >= 0 if window is None else (distance_l >= 0) & (distance_l < window)
+        weights_bhl = jax.nn.softmax(jnp.where(seen_l, scores_bhl, -jnp.inf), axis=-1)
+        y_bhk = jnp.einsum("bhl,blhk->bhk", weights_bhl.astype(values_blhk.dtype), values_blhk)
+        return self.out(y_bhk.reshape(x_bd.shape)), keys_blhk, values_blhk

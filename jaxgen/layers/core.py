@@ -155,18 +155,21 @@ class Conv1d(nnx.Module):
 
 
 class CausalDepthwiseConv(nnx.Module):
-    """y_t = sum_j w_j x_{t-width+1+j} + b per channel; kernel (width, channels). A few shifted products beat a grouped convolution."""
+    """y_t = sum_j w_j x_{t-width+1+j} + b per channel; kernel (width, channels). A few shifted products beat a grouped convolution.
+
+    In `reverse` it runs from the last position to the first.
+    """
 
     def __init__(self, n_features: int, width: int, rngs: nnx.Rngs, *, use_bias: bool = True):
         init = uniform_fan_in(width)
         self.kernel = param(rngs, init, (width, n_features), (None, "mlp"))
         self.bias = param(rngs, init, (n_features,), ("mlp",), decay=False) if use_bias else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, reverse: bool = False) -> jax.Array:
         length, width = x.shape[1], self.kernel.shape[0]
-        kernel = self.kernel[...].astype(x.dtype)
-        padded = jnp.pad(x, ((0, 0), (width - 1, 0), (0, 0)))
-        y = functools.reduce(jnp.add, (padded[:, j : j + length] * along_features(kernel[j], x) for j in range(width)))
+        taps = self.kernel[...].astype(x.dtype)[:: -1 if reverse else 1]
+        padded = jnp.pad(x, ((0, 0), (0, width - 1) if reverse else (width - 1, 0), (0, 0)))
+        y = functools.reduce(jnp.add, (padded[:, j : j + length] * along_features(taps[j], x) for j in range(width)))
         return y if self.bias is None else y + along_features(self.bias[...], x)
 
 

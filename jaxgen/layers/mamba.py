@@ -87,13 +87,16 @@ class SelectiveSSM(nnx.Module):
         delta = low @ self.dt_proj.kernel[...].astype(low.dtype)  # its bias is added inside the scan, in float32
         return delta, -jnp.exp(self.A_log[...]), B, C
 
-    def __call__(self, xz_ble: jax.Array, mask_bl: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """(output, last state (batch, d_inner, d_state)). Padding, where `mask` is false, enters neither convolution nor state."""
+    def __call__(self, xz_ble: jax.Array, mask_bl: jax.Array | None = None, *, reverse: bool = False) -> tuple[jax.Array, jax.Array]:
+        """(output, last state (batch, d_inner, d_state)); in `reverse` from the last position to the first.
+
+        Padding, where `mask` is false, enters neither convolution nor state.
+        """
         x, z = jnp.split(xz_ble, 2, axis=-1)
         keep = (lambda h: h) if mask_bl is None else (lambda h: h * mask_bl[..., None].astype(h.dtype))
-        u = keep(jax.nn.silu(self.conv(keep(x))))
+        u = keep(jax.nn.silu(self.conv(keep(x), reverse=reverse)))
         delta, A, B, C = self._select(u)
-        return selective_scan(u, delta, A, B, C, self.D[...], z, self.dt_proj.bias[...], delta_softplus=True)
+        return selective_scan(u, delta, A, B, C, self.D[...], z, self.dt_proj.bias[...], delta_softplus=True, reverse=reverse)
 
     def step(self, xz_be: jax.Array, window_bwe: jax.Array, state_ben: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """One position: (output, the last d_conv inputs (batch, d_conv, d_inner), state)."""
@@ -150,8 +153,8 @@ class BiMixer(nnx.Module):
         fwd, rev, once = self.fwd, self.rev, self.tied and self.strategy == "add" and self.fwd.out_proj.bias is None
         xz = fwd.in_proj(x_bld)
         y = fwd.ssm(xz, mask_bl)[0]
-        xz_rev, mask_rev = jnp.flip(xz if self.tied else rev.in_proj(x_bld), 1), None if mask_bl is None else jnp.flip(mask_bl, 1)
-        y_rev = jnp.flip((rev if self.tied else rev.ssm)(xz_rev, mask_rev)[0], 1)
+        ssm_rev, xz_rev = (rev.ssm, rev.in_proj(x_bld)) if isinstance(rev, Mixer) else (rev, xz)
+        y_rev = ssm_rev(xz_rev, mask_bl, reverse=True)[0]
         if once:
             return fwd.out_proj(y + y_rev)
         y, y_rev = fwd.out_proj(y), (fwd if self.tied else rev).out_proj(y_rev)

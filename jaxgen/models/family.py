@@ -41,6 +41,7 @@ class Family:
       strands: how a model that reads both strands itself holds them, hidden -> (batch, positions, features, 2), each strand read along
         itself; None for all others.
       longest: config -> most tokens of an input, special ones included; 0 for no limit.
+      causal: whether a position sees only those before it, so that the logits are those of the next token.
       special_tokens: whether the model was trained on sequences between the tokenizer's special tokens.
     """
 
@@ -66,6 +67,7 @@ class Family:
     own_head: str = ""
     strands: Callable[[jax.Array], jax.Array] | None = None
     longest: Callable[[Any], int] = lambda config: 0
+    causal: bool = False
     special_tokens: bool = False
 
 

@@ -88,8 +88,27 @@ class Block(nnx.Module):
         probs_key, attention_key, ffn_key = (None,) * 3 if key is None else jax.random.split(key, 3)
         attended, weights = self.attention(self.norm1(x_bld), mask=mask_bl, window=window, key=probs_key, return_weights=attentions)
         x_bld = x_bld + dropout(attended, rate, attention_key)
-        h = self.fc2(jax.nn.gelu(self.fc1(self.norm2(x_bld)), approximate=True))
-        return x_bld + dropout(h, rate, ffn_key), weights
+        return x_bld + dropout(self._feed_forward(x_bld), rate, ffn_key), weights
+
+    def _feed_forward(self, x: jax.Array) -> jax.Array:
+        return self.fc2(jax.nn.gelu(self.fc1(self.norm2(x)), approximate=True))
+
+    def keys_and_values(self, x_bld: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What `step` needs of the positions before: (batch, length, heads, head_dim) each."""
+        attention, h = self.attention, self.norm1(x_bld)
+        keys, values = (project(h).reshape(*h.shape[:2], attention.n_heads, -1) for project in (attention.key, attention.value))
+        return keys, values
+
+    def step(
+        self, x_bd: jax.Array, keys: jax.Array, values: jax.Array, position: jax.Array, window: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """One position, and the caches with it filled in."""
+        attended, keys, values = self.attention.step(self.norm1(x_bd), keys, values, position, window)
+        x_bd = x_bd + attended
+        return x_bd + self._feed_forward(x_bd), keys, values
+
+
+Cache = tuple[jax.Array, jax.Array, jax.Array]  # keys and values of every layer (layers, b, room, heads, head_dim), next position
 
 
 class GPTNeo(nnx.Module):
@@ -139,8 +158,7 @@ class GPTNeo(nnx.Module):
             x_bld, weights = block(x_bld, mask, layer["window"], layer["key"], attentions)
             return x_bld, (x_bld if hidden_states else None, weights)
 
-        windows = jnp.asarray([c.window if kind == "local" else c.max_positions for kind in c.attention_layers])
-        layers = {"window": windows, "key": None if blocks_key is None else jax.random.split(blocks_key, c.n_layer)}
+        layers = {"window": self._windows(), "key": None if blocks_key is None else jax.random.split(blocks_key, c.n_layer)}
         x_bld, (states, weights) = scan_stack(self.blocks, step, embedded_bld, per_layer=layers, remat=c.remat)
         hidden = self.norm(x_bld)
         return Output(
@@ -150,6 +168,41 @@ class GPTNeo(nnx.Module):
             predictions=self.score(_last_real(hidden, mask).astype(jnp.float32)) if self.score else None,
             attentions=weights,
         )
+
+    def _windows(self) -> jax.Array:
+        c = self.config
+        return jnp.asarray([c.window if kind == "local" else c.max_positions for kind in c.attention_layers])
+
+    def prefill(self, tokens_bl: jax.Array, room: int) -> tuple[jax.Array, Cache]:
+        """Next-token logits (batch, vocabulary) after a prompt without padding, and the cache to go on from with `step`.
+
+        Args:
+          room: positions of the prompt and all that may follow.
+        """
+        c, length = self.config, tokens_bl.shape[1]
+        if room > c.max_positions:
+            raise InputError(f"GPT-Neo: prompt and continuation of {room} tokens are longer than its {c.max_positions} positions")
+        x_bld = (self.embedding(tokens_bl) + self.positions(jnp.arange(length))).astype(c.dtype)
+        padding = ((0, 0), (0, room - length), (0, 0), (0, 0))
+
+        def step(block: Any, x_bld: jax.Array, window: jax.Array) -> tuple[jax.Array, Any]:
+            cache = tuple(jnp.pad(x, padding) for x in block.keys_and_values(x_bld))
+            return block(x_bld, None, window, None, False)[0], cache
+
+        x_bld, (keys, values) = scan_stack(self.blocks, step, x_bld, per_layer=self._windows())
+        return self.embedding.attend(self.norm(x_bld[:, -1])).astype(jnp.float32), (keys, values, jnp.asarray(length))
+
+    def step(self, tokens_b: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """The same after one more token per row, in time linear in `room`."""
+        keys, values, position = cache
+        x_bd = (self.embedding(tokens_b) + self.positions(position)).astype(self.config.dtype)
+
+        def step(block: Any, x_bd: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
+            x_bd, *cache = block.step(x_bd, *layer[:2], position, layer[2])
+            return x_bd, tuple(cache)
+
+        x_bd, (keys, values) = scan_stack(self.blocks, step, x_bd, per_layer=(keys, values, self._windows()))
+        return self.embedding.attend(self.norm(x_bd)).astype(jnp.float32), (keys, values, position + 1)
 
 
 def _last_real(hidden_bld: jax.Array, mask_bl: jax.Array | None) -> jax.Array:
@@ -269,6 +322,7 @@ FAMILY = Family(
     head_keys=r"^head\.",
     own_head=r"^score\.",
     token_flops=_token_flops,
+    causal=True,
     longest=lambda config: config.max_positions,
     for_task=lambda config, length, classes: dataclasses.replace(
         config, num_labels=classes, max_positions=max(config.max_positions, length)

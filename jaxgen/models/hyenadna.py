@@ -61,6 +61,8 @@ def _size(d_model: int, n_layer: int, length: int, remat: str = "none") -> Confi
 
 
 SIZES = {
+    # Of the Caduceus pipeline; the others are those of LongSafari.
+    "1k": Config(d_model=256, n_layer=4, d_inner=1024, modulation_shift=0.0),
     "tiny_1k": _size(128, 2, 1026),
     "tiny_1k_d256": _size(256, 2, 1026),
     "tiny_16k_d128": _size(128, 2, 16386),
@@ -381,6 +383,7 @@ FAMILY = Family(
     table_sizes=lambda config: {"i": config.n_layer},
     export_name=lambda name: name if name.startswith("lm_head") else "hyena.backbone." + name,
     tokenizer=lambda config: ("character", {}),
+    causal=True,
     token_flops=_token_flops,
     longest=lambda config: config.l_max,
     for_task=lambda config, length, classes: dataclasses.replace(config, l_max=length),

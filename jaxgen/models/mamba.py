@@ -5,7 +5,8 @@ Array names end in their axes: b batch, l length, d features.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from flax import nnx
 
 from jaxgen.checkpoints.key_table import Row, strip_prefix
 from jaxgen.checkpoints.mamba_format import projection_rows, ssm_rows
+from jaxgen.errors import InputError
 from jaxgen.layers.core import Embedding, LayerNorm, Linear, RMSNorm, normal
 from jaxgen.layers.mamba import Block, Mixer, MixerConfig, read_mixer, write_mixer
 from jaxgen.layers.output import Output
@@ -68,6 +70,9 @@ SIZES = {
 }
 
 
+Cache = tuple[jax.Array, jax.Array]  # of every layer: last inputs of the convolution (b, d_conv, d_inner) and state (b, d_inner, d_state)
+
+
 class Mamba(nnx.Module):
     """Token ids (batch, length) -> Output with language-model logits."""
 
@@ -109,18 +114,49 @@ class Mamba(nnx.Module):
         (hidden, residual), collected = scan_stack(self.blocks, step, (x_bld, start), remat=self.config.remat)
         hidden = self.norm(hidden + residual, dtype)
         states = jnp.concatenate([x_bld[None], collected.astype(dtype), hidden[None]]) if hidden_states else None
-        hidden32 = hidden.astype(jnp.float32)
-        return Output(hidden, self.embedding.attend(hidden32) if self.lm_head is None else self.lm_head(hidden32), states)
+        return Output(hidden, self._logits(hidden), states)
+
+    def _logits(self, hidden: jax.Array) -> jax.Array:
+        hidden = hidden.astype(jnp.float32)
+        return self.embedding.attend(hidden) if self.lm_head is None else self.lm_head(hidden)
+
+    def prefill(self, tokens_bl: jax.Array, room: int = 0) -> tuple[jax.Array, Cache]:
+        """Next-token logits (batch, vocabulary) after a prompt without padding, and the cache to go on from with `step`.
+
+        The cache has one size whatever the length, so `room` means nothing here.
+        """
+        del room
+        return self._cached(tokens_bl, lambda mixer, x_bld, _: mixer.prefill(x_bld), None)
+
+    def step(self, tokens_b: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """The same after one more token per row, in constant time."""
+        return self._cached(tokens_b, lambda mixer, x_bd, cache: mixer.step(x_bd, *cache), cache)
+
+    def _cached(self, tokens: jax.Array, mix: Callable[..., tuple[jax.Array, ...]], cache: Cache | None) -> tuple[jax.Array, Cache]:
+        dtype = jnp.dtype(self.config.dtype)
+        x = self.embedding(tokens, dtype)
+
+        def step(block: Any, carry: tuple[jax.Array, jax.Array], before: Any = None) -> tuple[Any, Any]:
+            hidden, residual = carry
+            residual = residual + hidden.astype(residual.dtype)
+            y, window, state = mix(block.mixer, block.norm(residual, dtype), before)
+            return (y, residual), (window, state)
+
+        start = jnp.zeros_like(x, jnp.float32 if self.config.residual_in_fp32 else dtype)
+        (hidden, residual), after = scan_stack(self.blocks, step, (x, start), per_layer=cache)
+        hidden = self.norm(hidden + residual, dtype)
+        return self._logits(hidden if hidden.ndim == 2 else hidden[:, -1]), after
 
 
 # Public checkpoints -------------------------------------------------------------------------------------------------------------
 
 
 def public_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Lightning keeps the model under `model.` and metrics beside it; the hub has neither."""
+    """Lightning keeps the model under `model.` and metrics beside it; the hub has neither. transformers says `embeddings`."""
     if any(name.startswith("model.") for name in tensors):
         tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(("model.", "decoder."))}
-    return strip_prefix(tensors, ("model.backbone.", "model.", "backbone."))
+    named = strip_prefix(tensors, ("model.backbone.", "model.", "backbone."))
+    return {re.sub(r"^embeddings\.", "embedding.", name): tensor for name, tensor in named.items()}
 
 
 def key_table(config: Config) -> tuple[Row, ...]:
@@ -137,9 +173,11 @@ def key_table(config: Config) -> tuple[Row, ...]:
 
 
 def _read_config(public: Mapping[str, Any], tensors: Mapping[str, np.ndarray], weights_file: str) -> Config:
-    """The hub's config.json, or the model_config.json of a pre-training run, which has it under `config`."""
+    """The config.json of mamba_ssm or of transformers, or the model_config.json of a pre-training run, which has it under `config`."""
     del weights_file
     public = public.get("config", public)
+    if "hidden_size" in public:
+        return _read_transformers_config(public)
     mixer = dataclasses.asdict(read_mixer(public["d_model"], public.get("ssm_cfg")))
     return Config(
         n_layer=public["n_layer"],
@@ -149,6 +187,33 @@ def _read_config(public: Mapping[str, Any], tensors: Mapping[str, np.ndarray], w
         residual_in_fp32=public.get("residual_in_fp32", True),
         tie_embeddings=public.get("tie_embeddings", True),
         **mixer,
+    )
+
+
+def _read_transformers_config(public: Mapping[str, Any]) -> Config:
+    """The config.json of transformers' MambaForCausalLM."""
+    if public.get("hidden_act", "silu") != "silu" or public.get("intermediate_size", 0) not in (
+        0,
+        public["expand"] * public["hidden_size"],
+    ):
+        raise InputError("config.json: only hidden_act='silu' and intermediate_size = expand * hidden_size are supported")
+    theirs = {
+        "d_state": "state_size",
+        "d_conv": "conv_kernel",
+        "expand": "expand",
+        "dt_rank": "time_step_rank",
+        "conv_bias": "use_conv_bias",
+        "bias": "use_bias",
+    }
+    mixer = read_mixer(public["hidden_size"], {ours: public[name] for ours, name in theirs.items() if name in public})
+    return Config(
+        n_layer=public["num_hidden_layers"],
+        vocab_size=public["vocab_size"],
+        pad_vocab_size_multiple=1,
+        norm_epsilon=public.get("layer_norm_epsilon", 1e-5),
+        residual_in_fp32=public.get("residual_in_fp32", True),
+        tie_embeddings=public.get("tie_word_embeddings", True),
+        **dataclasses.asdict(mixer),
     )
 
 
@@ -190,4 +255,5 @@ FAMILY = Family(
     export_name=lambda name: name if name.startswith("lm_head") else "backbone." + name,
     tokenizer=lambda config: ("caduceus", {}) if config.vocab_size <= 16 else ("dnabert2_bpe", {}),
     token_flops=_token_flops,
+    causal=True,
 )

@@ -273,9 +273,14 @@ _HAIKU_PARAMS = {"w": "weight", "b": "bias", "scale": "weight", "offset": "bias"
 
 
 def public_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Names and axes of the hub's state dict, without `esm.`; a Haiku tree is turned into one."""
+    """Names and axes of the hub's state dict, without `esm.`; a Haiku tree is turned into one.
+
+    Newer transformers save norms under their oldest names.
+    """
     if not any("/~/" in name for name in tensors):
-        return strip_prefix(tensors, ("esm.",))
+        old = {"gamma": "weight", "beta": "bias"}
+        named = strip_prefix(tensors, ("esm.",))
+        return {re.sub(r"(?<=LayerNorm\.)(gamma|beta)$", lambda m: old[m[0]], name): x for name, x in named.items()}
     renamed = {}
     for name, tensor in tensors.items():
         module, _, parameter = name.rpartition("/")
@@ -302,6 +307,7 @@ def key_table(config: Config) -> tuple[Row, ...]:
         Row("embeddings.position_embeddings.weight", None if config.rotary else "positions.table"),
         Row("embeddings.position_ids", None),
         Row(attention + "self.rotary_embeddings.inv_freq", None),
+        Row("encoder.layer.*.attention.self.rotary_embeddings.inv_freq", None),  # as transformers 5 writes it, once for all layers
         Row("contact_head.regression.weight", None),
         Row("contact_head.regression.bias", None),
     ]

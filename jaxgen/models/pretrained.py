@@ -89,20 +89,42 @@ def read_weights(path_or_hub_id: str, fields: Mapping[str, Any] | None = None, e
     return Weights(family, config, arrays, head, folder)
 
 
+def with_head(family: Family, config: Any, arrays: Mapping[str, np.ndarray], n_labels: int) -> dict[str, Any]:
+    """`config` and `arrays` for a model with its published classification head of `n_labels`, or with 0 its language-model head.
+
+    Heads of the checkpoint that do not fit are left out of the arrays.
+
+    Raises:
+      InputError: a family without published heads.
+    """
+    if not family.own_head:
+        raise InputError(f"num_labels={n_labels}: {family.name} has no published classification head")
+    headed = override(config, {"num_labels": n_labels})
+    shapes = shapes_of(family, headed)
+    fits = {name: x for name, x in arrays.items() if not re.search(family.own_head, name) or shapes.get(name) == x.shape}
+    return {"config": headed, "arrays": fits}
+
+
 def load(path_or_hub_id: str, dtype: str = "float32", **fields: Any) -> Pretrained:
     """Load a model from a folder (offline), a hub id, or the workdir of an earlier run.
 
     Args:
       path_or_hub_id: folder with a public checkpoint (config.json + weights), `owner/name` on the hub, or a jaxgen workdir.
       dtype: compute dtype, "float32" or "bfloat16"; parameters stay float32.
-      **fields: config fields to change, e.g. `modulation_shift=0.0`.
+      **fields: config fields to change, e.g. `modulation_shift=0.0`. `num_labels=n` puts the public classification head on the model, as
+        transformers does: the checkpoint's if it has one of that size, else a fresh one.
 
     Raises:
       InputError: not readable, of no known family, or with missing, unused or misshapen tensors.
     """
+    n_labels = fields.pop("num_labels", None)
     weights = read_weights(path_or_hub_id, fields | {"dtype": str(jnp.dtype(dtype))})
+    if n_labels is not None:
+        weights = dataclasses.replace(weights, **with_head(weights.family, weights.config, weights.arrays, n_labels))
     graphdef, state = nnx.split(nnx.eval_shape(lambda: weights.family.build(weights.config, nnx.Rngs(0))))
-    arrays = {name: jnp.asarray(array, state_array.dtype) for (name, array), state_array in _aligned(weights.arrays, state)}
+    if set(named_arrays(state)) - set(weights.arrays):  # a fresh head needs initial values
+        state = nnx.state(weights.family.build(weights.config, nnx.Rngs(0)))
+    arrays = {name: jnp.asarray(x, old.dtype) for name, old in named_arrays(state).items() if (x := weights.arrays.get(name)) is not None}
     model = nnx.merge(graphdef, with_arrays(state, arrays))
     name, options = weights.family.tokenizer(weights.config)
     tokenizer = tokenizers.in_folder(name, weights.folder, **options) or tokenizers.published(name, **options)
@@ -127,10 +149,6 @@ def export(model: Pretrained | nnx.Module, directory: str | Path) -> Path:
     if pretrained and pretrained.tokenizer is not None:
         pretrained.tokenizer.save(directory)
     return directory
-
-
-def _aligned(arrays: Mapping[str, np.ndarray], state: nnx.State) -> list[tuple[tuple[str, np.ndarray], Any]]:
-    return [((name, arrays[name]), abstract) for name, abstract in named_arrays(state).items()]
 
 
 def _recognise(public: Mapping[str, Any], tensors: Mapping[str, np.ndarray], folder: Any) -> Family:

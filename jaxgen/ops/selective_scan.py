@@ -5,10 +5,12 @@
 The state of one step is held as (batch, groups, n, channels): channels last, so that every operation is vectorised along them, and sums
 over n and over channels are written as matrix products, which XLA's CPU backend computes several times faster than reductions.
 Nothing of the size length x channels x n is ever stored: the backward pass keeps the states at the edges of chunks and recomputes the rest.
+Kernels for GPU and TPU, with everything around the recurrence fused, are in selective_scan_kernels.py.
 
-Inner names end in their axes: l length, b batch, g groups of channels that share B and C, c channels of a group, n state.
+Inner names end in their axes: l length, b batch, d channels, g groups of channels that share B and C, c channels of a group, n state.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -17,13 +19,36 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from jaxgen.errors import InputError, nearest
-from jaxgen.ops.partition import dividing_axes
+from jaxgen.ops.partition import distributed, dividing_axes
+from jaxgen.ops.selective_scan_kernels import kernel_scan, supports
 
-IMPLEMENTATIONS = ("auto", "sequential", "blocked")
+IMPLEMENTATIONS = ("auto", "sequential", "blocked", "gpu", "tpu")
 # States recomputed at a time in the backward pass: as many as stay in a CPU's cache, between these bounds.
 _CACHED_ELEMENTS, _SHORTEST_CHUNK, _LONGEST_CHUNK = 1 << 19, 16, 128
 # Independent rows (batch x channels x blocks) that keep an accelerator busy.
 _PARALLEL_ROWS = 1 << 16
+
+
+class Arguments(NamedTuple):
+    """What `selective_scan` was given, B and C with their groups: arrays or None, or the shardings of them."""
+
+    u_bld: Any
+    delta_bld: Any
+    A_dn: Any
+    B_blgn: Any
+    C_blgn: Any
+    D_d: Any
+    z_bld: Any
+    bias_d: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How it was asked to scan."""
+
+    softplus: bool
+    reverse: bool
+    implementation: str
 
 
 class Inputs(NamedTuple):
@@ -69,13 +94,12 @@ def _joined(x: jax.Array, length: int) -> jax.Array:
     return x.reshape(-1, *x.shape[2:])[:length]
 
 
-@jax.custom_vjp
-def _scan(inputs: Inputs, start_bgnc: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(y (l, b, g, c), last state), step by step."""
-    return _scan_forward(inputs, start_bgnc)[0]
+def _step_by_step(inputs: Inputs, start_bgnc: jax.Array, reverse: bool) -> tuple[jax.Array, jax.Array]:
+    """(y (l, b, g, c), last state)."""
+    return _scan_forward(inputs, start_bgnc, reverse)[0]
 
 
-def _scan_forward(inputs: Inputs, start_bgnc: jax.Array) -> tuple[Any, Any]:
+def _scan_forward(inputs: Inputs, start_bgnc: jax.Array, reverse: bool) -> tuple[Any, Any]:
     size = _chunk_length(inputs)
 
     def step(x: jax.Array, item: Any) -> tuple[jax.Array, jax.Array]:
@@ -84,15 +108,15 @@ def _scan_forward(inputs: Inputs, start_bgnc: jax.Array) -> tuple[Any, Any]:
         return x, _over_n(x, c)
 
     def chunk(x: jax.Array, items: Any) -> tuple[jax.Array, Any]:
-        last, y = jax.lax.scan(step, x, items)
+        last, y = jax.lax.scan(step, x, items, reverse=reverse)
         return last, (y, x)
 
     items = tuple(_chunked(x, size) for x in (inputs.u_lbgc, inputs.dt_lbgc, inputs.b_lbgn, inputs.c_lbgn))
-    last, (y, edges) = jax.lax.scan(chunk, start_bgnc, items)
+    last, (y, edges) = jax.lax.scan(chunk, start_bgnc, items, reverse=reverse)
     return (_joined(y, inputs.u_lbgc.shape[0]), last), (inputs, edges)
 
 
-def _scan_backward(residuals: tuple[Inputs, jax.Array], cotangents: tuple[jax.Array, jax.Array]) -> tuple[Inputs, jax.Array]:
+def _scan_backward(reverse: bool, residuals: tuple[Inputs, jax.Array], cotangents: tuple[jax.Array, jax.Array]) -> tuple[Inputs, jax.Array]:
     inputs, edges = residuals
     dy_lbgc, dlast_bgnc = cotangents
     size, length, decay = _chunk_length(inputs), inputs.u_lbgc.shape[0], inputs.decay_gnc
@@ -103,10 +127,10 @@ def _scan_backward(residuals: tuple[Inputs, jax.Array], cotangents: tuple[jax.Ar
         return _advance(x, u, dt, decay, b), x
 
     def step(carry: Any, item: Any) -> tuple[Any, Any]:
-        from_right, ddecay = carry
+        from_later, ddecay = carry
         u, dt, b, c, dy, before = item
         a = jnp.exp(dt[:, :, None, :] * decay)
-        dx = from_right + _outer(dy, c)
+        dx = from_later + _outer(dy, c)
         decayed = a * before
         dlog = dx * decayed
         db_u = _over_n(dx, b)
@@ -116,33 +140,31 @@ def _scan_backward(residuals: tuple[Inputs, jax.Array], cotangents: tuple[jax.Ar
 
     def chunk(carry: Any, item: Any) -> tuple[Any, Any]:
         (u, dt, b, c, dy), edge = item
-        _, before = jax.lax.scan(states, edge, (u, dt, b))
-        return jax.lax.scan(step, carry, (u, dt, b, c, dy, before), reverse=True)
+        _, before = jax.lax.scan(states, edge, (u, dt, b), reverse=reverse)
+        return jax.lax.scan(step, carry, (u, dt, b, c, dy, before), reverse=not reverse)
 
     items = tuple(_chunked(x, size) for x in (inputs.u_lbgc, inputs.dt_lbgc, inputs.b_lbgn, inputs.c_lbgn, dy_lbgc))
-    (dstart, ddecay), grads = jax.lax.scan(chunk, (dlast_bgnc, jnp.zeros_like(dlast_bgnc)), (items, edges), reverse=True)
+    carry = (dlast_bgnc, jnp.zeros_like(dlast_bgnc))
+    (dstart, ddecay), grads = jax.lax.scan(chunk, carry, (items, edges), reverse=not reverse)
     du, ddt, db, dc = (_joined(x, length) for x in grads)
     return Inputs(du, ddt, ddecay.sum(0), db, dc), dstart
 
 
+_scan = jax.custom_vjp(_step_by_step, nondiff_argnums=(2,))
 _scan.defvjp(_scan_forward, _scan_backward)
 
 
-def _compose(decays: jax.Array, states: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _compose(decays: jax.Array, states: jax.Array, start: jax.Array, reverse: bool) -> tuple[jax.Array, jax.Array]:
     """Blocks in a row, each of which multiplies the state by `decays[k]` and adds `states[k]`: (state before each block, last state)."""
 
     def block(x: jax.Array, item: Any) -> tuple[jax.Array, jax.Array]:
         return item[0] * x + item[1], x
 
-    last, before = jax.lax.scan(block, start, (decays, states))
+    last, before = jax.lax.scan(block, start, (decays, states), reverse=reverse)
     return before, last
 
 
-def _total_decay(inputs: Inputs) -> jax.Array:
-    return jnp.exp(inputs.dt_lbgc.sum(0)[:, :, None, :] * inputs.decay_gnc)
-
-
-def _blocked_scan(inputs: Inputs, start_bgnc: jax.Array, blocks: int) -> tuple[jax.Array, jax.Array]:
+def _blocked_scan(inputs: Inputs, start_bgnc: jax.Array, blocks: int, reverse: bool) -> tuple[jax.Array, jax.Array]:
     """The same in `blocks` stretches side by side: their last states from zero, the state before each, then their outputs."""
     length, batch = inputs.u_lbgc.shape[:2]
     size = -(-length // blocks)
@@ -155,56 +177,94 @@ def _blocked_scan(inputs: Inputs, start_bgnc: jax.Array, blocks: int) -> tuple[j
 
     folded = Inputs(*(x if x is inputs.decay_gnc else fold(x) for x in inputs))
     zero = jnp.zeros((folded.u_lbgc.shape[1], *start_bgnc.shape[1:]))
-    _, states = _scan(folded, zero)
-    before, last = _compose(unfold(_total_decay(folded)), unfold(states), start_bgnc)
-    y, _ = _scan(folded, before.reshape(zero.shape))
+    _, states = _scan(folded, zero, reverse)
+    decays = jnp.exp(folded.dt_lbgc.sum(0)[:, :, None, :] * folded.decay_gnc)
+    before, last = _compose(unfold(decays), unfold(states), start_bgnc, reverse)
+    y, _ = _scan(folded, before.reshape(zero.shape), reverse)
     y = jnp.moveaxis(y.reshape(size, -1, *inputs.u_lbgc.shape[1:]), 1, 0)
     return _joined(y, length), last
 
 
-def _run(inputs: Inputs, start_bgnc: jax.Array, implementation: str) -> tuple[jax.Array, jax.Array]:
-    length, batch = inputs.u_lbgc.shape[:2]
-    if implementation == "auto":
-        implementation = "sequential" if jax.default_backend() == "cpu" else "blocked"
-    rows = batch * inputs.u_lbgc.shape[2] * inputs.u_lbgc.shape[3]
-    blocks = min(-(-_PARALLEL_ROWS // rows), -(-length // _LONGEST_CHUNK))
-    if implementation == "sequential" or blocks < 2:
-        return _scan(inputs, start_bgnc)
-    return _blocked_scan(inputs, start_bgnc, blocks)
+def _time_steps(x: Arguments, options: Options) -> jax.Array:
+    dt = x.delta_bld.astype(jnp.float32)
+    if x.bias_d is not None:
+        dt = dt + x.bias_d.astype(jnp.float32)
+    return jax.nn.softplus(dt) if options.softplus else dt
 
 
-def _run_sharded(inputs: Inputs, start_bgnc: jax.Array, implementation: str) -> tuple[jax.Array, jax.Array]:
+def _run_xla(x: Arguments, start_bdn: jax.Array, options: Options) -> tuple[jax.Array, jax.Array]:
+    batch, length, channels = x.u_bld.shape
+    groups, n = x.B_blgn.shape[2:]
+
+    def time_major(h_bld: jax.Array) -> jax.Array:
+        return jnp.swapaxes(h_bld, 0, 1).reshape(length, batch, groups, -1)
+
+    f32 = functools.partial(jnp.asarray, dtype=jnp.float32)
+    u, decay = f32(x.u_bld), jnp.swapaxes(f32(x.A_dn).reshape(groups, -1, n), 1, 2)
+    b, c = (jnp.swapaxes(f32(m), 0, 1) for m in (x.B_blgn, x.C_blgn))
+    inputs = Inputs(time_major(u), time_major(_time_steps(x, options)), decay, b, c)
+    start = jnp.swapaxes(start_bdn.reshape(batch, groups, -1, n), 2, 3)
+    blocks = min(-(-_PARALLEL_ROWS // (batch * channels)), -(-length // _LONGEST_CHUNK))
+    if options.implementation == "sequential" or blocks < 2:
+        y, last = _scan(inputs, start, options.reverse)
+    else:
+        y, last = _blocked_scan(inputs, start, blocks, options.reverse)
+    y = jnp.swapaxes(y.reshape(length, batch, channels), 0, 1)
+    if x.D_d is not None:
+        y = y + f32(x.D_d) * u
+    if x.z_bld is not None:
+        y = y * jax.nn.silu(f32(x.z_bld))
+    return y.astype(x.u_bld.dtype), jnp.swapaxes(last, 2, 3).reshape(start_bdn.shape)
+
+
+def _run(x: Arguments, start_bdn: jax.Array, options: Options) -> tuple[jax.Array, jax.Array]:
+    if options.implementation in ("gpu", "tpu"):
+        return kernel_scan(options.implementation, *x, start_bdn, softplus=options.softplus, reverse=options.reverse)
+    return _run_xla(x, start_bdn, options)
+
+
+def _run_sharded(x: Arguments, start_bdn: jax.Array, options: Options) -> tuple[jax.Array, jax.Array]:
     """One stretch of the sequence per device along the mesh axis `sequence`; only states travel."""
-    _, states = _run(inputs, jnp.zeros_like(start_bgnc), implementation)
-    gathered = [jax.lax.all_gather(x, "sequence") for x in (_total_decay(inputs), states)]
-    before, last = _compose(*gathered, start_bgnc)
-    y, _ = _run(inputs, before[jax.lax.axis_index("sequence")], implementation)
-    return y, last
+    if jax.sharding.get_abstract_mesh().shape.get("sequence", 1) == 1:
+        return _run(x, start_bdn, options)
+    _, states = _run(x._replace(D_d=None, z_bld=None), jnp.zeros_like(start_bdn), options)
+    decays = jnp.exp(_time_steps(x, options).sum(1)[..., None] * x.A_dn.astype(jnp.float32))
+    decays, states = (jax.lax.all_gather(total, "sequence") for total in (decays, states))
+    before, last = _compose(decays, states, start_bdn, options.reverse)
+    out, _ = _run(x, before[jax.lax.axis_index("sequence")], options)
+    return out, last
 
 
-def _dispatch(inputs: Inputs, start_bgnc: jax.Array, implementation: str) -> tuple[jax.Array, jax.Array]:
+def _dispatch(x: Arguments, start_bdn: jax.Array, options: Options) -> tuple[jax.Array, jax.Array]:
     ways = jax.sharding.get_abstract_mesh().shape.get("sequence", 1)
-    if ways == 1:
-        return _run(inputs, start_bgnc, implementation)
-    length, batch, _, channels = inputs.u_lbgc.shape
-
-    rows, features = dividing_axes(("data", "fsdp"), batch), dividing_axes(("tensor",), channels)
-    padded = Inputs(*(x if x is inputs.decay_gnc else jnp.pad(x, ((0, -length % ways),) + ((0, 0),) * 3) for x in inputs))
-    wide, narrow = P("sequence", rows, None, features), P("sequence", rows, None, None)
-    specs = Inputs(wide, wide, P(None, None, features), narrow, narrow)
-    state = P(rows, None, None, features)
-    run = functools.partial(_run_sharded, implementation=implementation)
+    # XLA cuts its own scans along rows and channels, but not kernels.
+    if ways == 1 and not (distributed() and options.implementation in ("gpu", "tpu")):
+        return _run(x, start_bdn, options)
+    (batch, length, channels), groups = x.u_bld.shape, x.B_blgn.shape[2]
+    extra = -length % ways
+    if extra:  # padding must not move the state: its time steps are zero, after bias and softplus too
+        dt, wide = _time_steps(x, options), ((0, 0), (0, extra), (0, 0))
+        padded = {"delta_bld": jnp.pad(dt, wide), "bias_d": None, "u_bld": jnp.pad(x.u_bld, wide)}
+        padded |= {"z_bld": None if x.z_bld is None else jnp.pad(x.z_bld, wide)}
+        padded |= {name: jnp.pad(getattr(x, name), (*wide, (0, 0))) for name in ("B_blgn", "C_blgn")}
+        x, options = x._replace(**padded), dataclasses.replace(options, softplus=False)
+    rows, features = dividing_axes(("data", "fsdp"), batch), dividing_axes(("tensor",), channels if groups == 1 else groups)
+    wide, narrow = P(rows, "sequence", features), P(rows, "sequence", None if groups == 1 else features)
+    specs = Arguments(wide, wide, P(features), narrow, narrow, P(features), wide, P(features))
+    specs = Arguments(*(None if value is None else spec for value, spec in zip(x, specs)))
+    state = P(rows, features)
+    run = functools.partial(_run_sharded, options=options)
     # `last` is the same on every device of the axis, which shard_map cannot see.
-    y, last = jax.shard_map(run, in_specs=(specs, state), out_specs=(wide, state), check_vma=False)(padded, start_bgnc)
-    return y[:length], last
+    out, last = jax.shard_map(run, in_specs=(specs, state), out_specs=(wide, state), check_vma=False)(x, start_bdn)
+    return out[:, :length], last
 
 
 def _grouped(x: jax.Array, batch: int, length: int, channels: int, name: str) -> jax.Array:
-    """B or C in any of its forms as (length, batch, groups, n)."""
+    """B or C in any of its forms as (batch, length, groups, n)."""
     if x.ndim == 2 and x.shape[0] == channels:  # constant in time: every channel is a group of its own
-        return jnp.broadcast_to(x, (length, batch, *x.shape))
+        return jnp.broadcast_to(x, (batch, length, *x.shape))
     if x.ndim in (3, 4) and x.shape[:2] == (batch, length) and (x.ndim == 3 or channels % x.shape[2] == 0):
-        return jnp.swapaxes(x[:, :, None] if x.ndim == 3 else x, 0, 1)
+        return x[:, :, None] if x.ndim == 3 else x
     shape = f"({batch}, {length}, n), ({batch}, {length}, groups, n) or ({channels}, n)"
     raise InputError(f"selective_scan: {name} has shape {x.shape}, expected {shape}")
 
@@ -221,6 +281,7 @@ def selective_scan(
     *,
     delta_softplus: bool = False,
     initial_state: jax.Array | None = None,
+    reverse: bool = False,
     implementation: str = "auto",
 ) -> tuple[jax.Array, jax.Array]:
     """Selective scan over the second axis.
@@ -239,7 +300,10 @@ def selective_scan(
       delta_bias: (channels,), or None.
       delta_softplus: whether time steps are softplus(delta + delta_bias).
       initial_state: (batch, channels, n), None for zeros.
-      implementation: "auto"; "sequential", step by step; "blocked", stretches of the sequence side by side.
+      reverse: whether to scan from the last position to the first; nothing is copied to do so.
+      implementation: "sequential", step by step; "blocked", stretches of the sequence side by side; "gpu" or "tpu", the Pallas kernels
+        ("blocked" if groups of channels are too narrow for them; interpreted, which is slow, on a CPU); "auto", "sequential" on a CPU
+        and "blocked" elsewhere.
 
     Returns:
       out (batch, length, channels) in the dtype of `u`, and the last state (batch, channels, n) in float32, before D and z.
@@ -252,34 +316,18 @@ def selective_scan(
     batch, length, channels = u.shape
     if delta.shape != u.shape or A.shape[0] != channels or (z is not None and z.shape != u.shape):
         raise InputError(f"selective_scan: u {u.shape}, delta {delta.shape}, z {None if z is None else z.shape}, A {A.shape} do not fit")
-    n_state = A.shape[1]
-    f32 = functools.partial(jnp.asarray, dtype=jnp.float32)
-    u32, dt = f32(u), f32(delta)
-    if delta_bias is not None:
-        dt = dt + f32(delta_bias)
-    if delta_softplus:
-        dt = jax.nn.softplus(dt)
-    b, c = _grouped(f32(B), batch, length, channels, "B"), _grouped(f32(C), batch, length, channels, "C")
+    b, c = _grouped(jnp.asarray(B), batch, length, channels, "B"), _grouped(jnp.asarray(C), batch, length, channels, "C")
     groups = max(b.shape[2], c.shape[2])
     b, c = (jnp.repeat(x, groups // x.shape[2], axis=2) for x in (b, c))
-    per_group = channels // groups
-
-    def time_major(x: jax.Array) -> jax.Array:
-        return jnp.swapaxes(x, 0, 1).reshape(length, batch, groups, per_group)
-
-    decay = jnp.swapaxes(f32(A).reshape(groups, per_group, n_state), 1, 2)
-    start = jnp.zeros((batch, channels, n_state)) if initial_state is None else f32(initial_state)
-    start = jnp.swapaxes(start.reshape(batch, groups, per_group, n_state), 2, 3)
-    if length:
-        y, last = _dispatch(Inputs(time_major(u32), time_major(dt), decay, b, c), start, implementation)
-        y = jnp.swapaxes(y.reshape(length, batch, channels), 0, 1)
-    else:
-        y, last = u32, start
-    if D is not None:
-        y = y + f32(D) * u32
-    if z is not None:
-        y = y * jax.nn.silu(f32(z))
-    return y.astype(u.dtype), jnp.swapaxes(last, 2, 3).reshape(batch, channels, n_state)
+    start = jnp.zeros((batch, *A.shape)) if initial_state is None else jnp.asarray(initial_state, jnp.float32)
+    if implementation == "auto":
+        implementation = "sequential" if jax.default_backend() == "cpu" else "blocked"
+    elif implementation in ("gpu", "tpu") and not supports(implementation, channels, groups):
+        implementation = "blocked"
+    x = Arguments(*(None if v is None else jnp.asarray(v) for v in (u, delta, A, b, c, D, z, delta_bias)))
+    if length == 0:
+        return x.u_bld, start
+    return _dispatch(x, start, Options(delta_softplus, reverse, implementation))
 
 
 def selective_scan_step(
@@ -296,11 +344,10 @@ def selective_scan_step(
     delta_softplus: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """One position of `selective_scan`: state (batch, channels, n), the others without their length axis -> (out, new state)."""
-    rows = [x if x is None else x[:, None] for x in (u, delta, z)]
     b, c = (x if x.shape == A.shape and x.ndim == 2 and x.shape[0] != u.shape[0] else x[:, None] for x in (B, C))
-    out, state = selective_scan(
-        rows[0], rows[1], A, b, c, D, rows[2], delta_bias, delta_softplus=delta_softplus, initial_state=state, implementation="sequential"
-    )
+    z = None if z is None else z[:, None]
+    options = {"delta_softplus": delta_softplus, "initial_state": state, "implementation": "sequential"}
+    out, state = selective_scan(u[:, None], delta[:, None], A, b, c, D, z, delta_bias, **options)
     return out[:, 0], state
 
 

@@ -27,6 +27,7 @@ class Tokenizer(ABC):
         special_tokens: number of ids that `encode(..., add_special_tokens=True)` adds.
         complement: int32 (vocab_size,), id -> id of the complementary base, where one id is one base; otherwise None.
         lookup: int32 (256,), byte -> id, where one byte is one id (used by the vectorised pipelines); otherwise None.
+        mask_span: how many tokens before and after a masked one are masked with it, because they overlap.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Tokenizer(ABC):
     special_tokens: int = 0
     complement: np.ndarray | None = None
     lookup: np.ndarray | None = None
+    mask_span: tuple[int, int] = (0, 0)
 
     @abstractmethod
     def encode(self, sequence: bytes | str, *, add_special_tokens: bool = True, max_length: int | None = None) -> np.ndarray:
@@ -50,6 +52,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def decode(self, ids: np.ndarray) -> str:
         """The text of `ids`; special tokens are written by name, e.g. `[SEP]`."""
+
+    @abstractmethod
+    def bases_per_token(self) -> np.ndarray:
+        """int32 (vocab_size,): how many of A, C, G, T a token adds to a sequence; 0 if it is special or holds another letter."""
 
     def vocabulary(self) -> dict[str, str]:
         """File name -> content of the files that hold the vocabulary; none where name and options say everything."""

@@ -85,6 +85,10 @@ class BPETokenizer(FramedTokenizer):
             return self._tokenizer.decode(ids.tolist(), skip_special_tokens=False)
         return "".join([str(self._tokenizer.id_to_token(i)) for i in ids.tolist()])
 
+    def bases_per_token(self) -> np.ndarray:
+        tokens = [self._tokenizer.id_to_token(i) or "" for i in range(self.vocab_size)]
+        return np.array([0 if set(token) - set("ACGT") else len(token) for token in tokens], np.int32)
+
     def vocabulary(self) -> dict[str, str]:
         return {"tokenizer.json": self._tokenizer.to_str(pretty=True)}
 

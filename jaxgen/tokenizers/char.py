@@ -79,6 +79,9 @@ class CharTokenizer(Tokenizer):
         joined = b"".join([justify(head + content.translate(table) + tail, width, pad) for content in contents])
         return np.frombuffer(joined, np.uint8).reshape(len(contents), width).astype(np.int32), lengths
 
+    def bases_per_token(self) -> np.ndarray:
+        return np.isin(TOKENS, list("ACGT")).astype(np.int32)
+
     def decode(self, ids: np.ndarray) -> str:
         ids = np.asarray(ids).reshape(-1)
         if ids.size and (ids.min() < 0 or ids.max() >= self.vocab_size):

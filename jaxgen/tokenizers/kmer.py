@@ -11,6 +11,7 @@ Texts are ASCII; any other character counts as an unknown letter.
 
 import itertools
 import re
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -109,6 +110,13 @@ class KmerTokenizer(FramedTokenizer):
         codes = np.frombuffer(text.tobytes().translate(self._codes), np.uint8)
         return self._kmer_ids[self._numbers([codes[starts + i] for i in range(self.k)])]
 
+    @abstractmethod
+    def bases_in(self, tokens: int) -> int:
+        """Bases that fill so many tokens."""
+
+    def bases_per_token(self) -> np.ndarray:
+        return np.array([0 if set(token) - set(ALPHABET) else len(token) for token in self.tokens], np.int32)
+
     def vocabulary(self) -> dict[str, str]:
         return {"vocab.txt": "\n".join(self.tokens) + "\n"}
 
@@ -173,6 +181,9 @@ class NucleotideTransformerTokenizer(KmerTokenizer):
         per_row = np.diff(np.searchsorted(places, rows))
         return as_rows(ids, per_row), per_row
 
+    def bases_in(self, tokens: int) -> int:
+        return tokens * self.k
+
     def decode(self, ids: np.ndarray) -> str:
         return "".join(self._checked(ids))
 
@@ -196,6 +207,7 @@ class DNABertTokenizer(KmerTokenizer):
         self.name, self.split = "dnabert", split
         specials = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
         super().__init__(k, specials, (), self.punctuation, file)
+        self.mask_span = ((self.k - 1) // 2, self.k // 2)
         self.prefix, self.suffix, self.special_tokens = (self.cls_id,), (self.sep_id,), 2
 
     def _content(self, sequences: Sequence[bytes | str], budget: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -236,6 +248,12 @@ class DNABertTokenizer(KmerTokenizer):
         ids[is_kmer] = self._kmers_at(text, places[is_kmer])
         per_row = np.diff(np.searchsorted(places, rows))
         return as_rows(ids, per_row), per_row
+
+    def bases_in(self, tokens: int) -> int:
+        return tokens + self.k - 1
+
+    def bases_per_token(self) -> np.ndarray:
+        return np.minimum(super().bases_per_token(), 1)  # each k-mer is one base further than the last
 
     def decode(self, ids: np.ndarray) -> str:
         return " ".join(self._checked(ids))

@@ -73,7 +73,7 @@ class PredictionEvaluator:
 class SumEvaluator:
     """Per-token loss, perplexity and accuracy from exact sums over a split; nothing is gathered."""
 
-    names = ("loss", "bits_per_token", "perplexity", "accuracy", "tokens")
+    names: tuple[str, ...] = ("loss", "bits_per_token", "perplexity", "accuracy", "tokens")
 
     def __init__(self, program: Program, batches: Batches):
         self.batches = batches

@@ -1,7 +1,5 @@
 """What a compiled step needs, said before it runs."""
 
-from typing import Any
-
 import jax
 
 # Dense bf16 peak of one chip, FLOP/s (vendors' data sheets). MFU is left out for other devices.
@@ -41,13 +39,19 @@ def available_bytes() -> int | None:
         return None
 
 
-def memory_report(compiled: Any) -> str:
-    """One line: bytes that a step of the compiled program needs on a device, with a warning when they are not there."""
+def needed_bytes(compiled: jax.stages.Compiled) -> int | None:
+    """Memory that a compiled program needs on a device, by XLA's analysis; None where the backend gives none."""
     analysis = compiled.memory_analysis()
     if analysis is None:
+        return None
+    return analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes - analysis.alias_size_in_bytes
+
+
+def memory_report(compiled: jax.stages.Compiled) -> str:
+    """One line: bytes that a step of the compiled program needs on a device, with a warning when they are not there."""
+    need, have = needed_bytes(compiled), available_bytes()
+    if need is None:
         return "the backend gives no memory estimate"
-    need = analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes - analysis.alias_size_in_bytes
-    have = available_bytes()
     line = f"it needs {_gib(need)} of device memory"
     if have is None:
         return line

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 Batch = Mapping[str, jax.Array]
@@ -14,10 +15,11 @@ Sums = dict[str, jax.Array]
 Objective = Callable[[jax.Array, Batch], tuple[jax.Array, jax.Array, Sums]]
 
 
-def token_cross_entropy(ignore_id: int, special_ids: tuple[int, ...] = ()) -> Objective:
+def token_cross_entropy(ignore_id: int, bases_per_token: np.ndarray | None = None) -> Objective:
     """Next-token and masked language modelling: logits (b, l, v) against `targets` (b, l), positions with `ignore_id` left out.
 
-    With `special_ids`, tokens that are no bases such as [SEP], the sums over bases alone come beside: `base_loss` and `bases`.
+    With `bases_per_token` (tokens,), the bases that each id stands for and 0 for special ones, the sums over DNA alone come beside:
+    `base_loss`, the loss of all tokens of DNA, and `bases`, how many bases they stand for.
     """
 
     def objective(logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array, Sums]:
@@ -25,9 +27,9 @@ def token_cross_entropy(ignore_id: int, special_ids: tuple[int, ...] = ()) -> Ob
         counted = (targets != ignore_id) * batch["weight"][:, None]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), jnp.where(counted > 0, targets, 0))
         sums = {"correct": jnp.sum((logits.argmax(-1) == targets) * counted)}
-        if special_ids:
-            bases = counted * ~jnp.isin(targets, jnp.asarray(special_ids))
-            sums |= {"base_loss": jnp.sum(losses * bases), "bases": jnp.sum(bases)}
+        if bases_per_token is not None:
+            bases = counted * jnp.asarray(bases_per_token, jnp.float32)[targets]
+            sums |= {"base_loss": jnp.sum(losses * (bases > 0)), "bases": jnp.sum(bases)}
         return jnp.sum(losses * counted), jnp.sum(counted), sums
 
     return objective

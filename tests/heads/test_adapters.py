@@ -86,6 +86,24 @@ def test_does_nothing_at_first_and_merges(name, adapter, tmp_path):
     np.testing.assert_array_equal(run(again), after)
 
 
+def test_an_adapter_with_its_head_goes_on_a_language_model(tmp_path):
+    """`jaxgen.load(..., num_labels=n)` makes the place for the head, which the adapter's folder holds."""
+    trained, layout = make("nt_v2")
+    family = get_family("nt_v2")
+    rest = {name: x for name, x in named_arrays(nnx.state(trained)).items() if not name.startswith("classifier.")}
+    language_model = family.build(dataclasses.replace(trained.config, num_labels=0), nnx.Rngs(7))
+    nnx.update(language_model, with_arrays(nnx.state(language_model), rest))
+    jaxgen.export(language_model, tmp_path / "base")
+    adapt(trained, IA3["nt_v2"], layout, nnx.Rngs(1))
+    folder = save_adapter(named_arrays(nnx.state(disturbed(trained, layout))), IA3["nt_v2"], layout, tmp_path / "adapter")
+    base = jaxgen.load(str(tmp_path / "base"), num_labels=3)
+    assert np.abs(run(base.model) - run(trained)).max() > 1e-4
+    load_adapter(base.model, Layout.of(family, base.config), folder)
+    np.testing.assert_array_equal(run(base.model), run(trained))
+    with pytest.raises(InputError, match="hyenadna has no published classification head"):
+        jaxgen.load(str(jaxgen.export(make("hyenadna")[0], tmp_path / "other")), num_labels=3)
+
+
 def again_targets(adapter: Adapter, layout: Layout) -> tuple[str, ...]:
     """What the file says for "every linear layer"."""
     return adapter.targets or tuple(sorted({place.public.rpartition("}.")[2] for place in placements(adapter, layout.rows)}))

@@ -1,7 +1,9 @@
 """Embeddings are those of each sequence alone, whatever the batches, the devices and the way they were asked for."""
 
+import dataclasses
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import helpers
@@ -13,6 +15,7 @@ from flax import nnx
 import jaxgen
 from jaxgen import tokenizers
 from jaxgen.data.augment import reverse_complement_text
+from jaxgen.data.perturbation_files import read_embeddings
 from jaxgen.models import hyenadna
 from jaxgen.models.registry import get_family
 
@@ -84,6 +87,8 @@ def test_rows_are_those_of_each_sequence_alone(table, texts, weights, alone, tmp
     ours = embeddings(tmp_path)
     assert ours.dtype == np.float32
     np.testing.assert_allclose(ours, expected, atol=2e-5)
+    read = read_embeddings(tmp_path / "hyenadna_embeddings.npy", tmp_path / "hyenadna_gene_index.txt")  # as the TF benchmark does
+    np.testing.assert_array_equal(read.values, ours)
     ids = np.load(tmp_path / "hyenadna_ids.npy")
     assert ids.dtype.kind == "U"
     assert ids.tolist() == [f"ENSG{i:03}" for i in range(len(texts))]
@@ -234,3 +239,38 @@ def test_models_without_hidden_states_are_refused(table, tmp_path, run_here):
     assert ended.code == 2
     assert "'cnn' has no hidden states" in ended.error
     assert get_family("cnn").emits == "predictions"
+
+
+LANGUAGE_MODELS = {
+    "caduceus_ph": {"d_model": 16, "n_layer": 2},
+    "caduceus_ps": {"d_model": 16, "n_layer": 2},
+    "dnabert": {"d_model": 16, "n_layer": 2, "n_heads": 2, "d_inner": 32},
+    "dnabert2": {"d_model": 16, "n_layer": 2, "n_heads": 2, "d_inner": 32, "vocab_size": 300},
+    "gpt_neo": {"d_model": 16, "n_heads": 2},
+    "mamba": {"d_model": 16, "n_layer": 2},
+    "nt_v1": {"d_model": 16, "n_layer": 2, "n_heads": 2, "d_inner": 32},
+    "nt_v2": {"d_model": 16, "n_layer": 2, "n_heads": 2, "d_inner": 32},
+}
+VOCABULARIES = {"dnabert2": "bpe_tiny", "gpt_neo": "gpt2_bytebpe_tiny"}
+
+
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_every_language_model(name, tmp_path, run_here):
+    """Padding, on whichever side, and the other rows of a batch do not change what a model says of a sequence."""
+    family = get_family(name)
+    config = family.for_task(dataclasses.replace(family.sizes["smoke"], **LANGUAGE_MODELS[name]), 64, 0)
+    weights = Path(jaxgen.export(family.build(config, nnx.Rngs(3)), tmp_path / "weights"))
+    if name in VOCABULARIES:
+        for file in helpers.golden_case("tokenizers", VOCABULARIES[name]).iterdir():
+            shutil.copy(file, weights)
+    texts = write_sequences(tmp_path / "x.csv", (7, 40, 40, 7))
+    options = {"embed__strand": "average", "embed__layer": 1, "data__buckets": 1}
+    ended = run_here(arguments(tmp_path / "x.csv", weights, tmp_path / "run", **options))
+    assert ended.code == 0, ended.err
+    loaded = jaxgen.load(str(weights))
+
+    def alone(text: bytes) -> np.ndarray:
+        return np.asarray(loaded(loaded.tokenizer.encode(text)[None], hidden_states=True).hidden_states[1, 0]).mean(0)
+
+    expected = [(alone(text) + alone(reverse_complement_text(text))) / 2 for text in texts]
+    np.testing.assert_allclose(embeddings(tmp_path / "run", f"{name}_embeddings.npy"), np.stack(expected), atol=2e-5)

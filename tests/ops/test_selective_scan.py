@@ -69,6 +69,24 @@ def test_values_and_gradients_agree_with_the_definition(implementation, length, 
 
 
 @pytest.mark.parametrize("implementation", ["sequential", "blocked"])
+def test_reverse_is_the_scan_of_the_flipped_sequence(implementation):
+    *x, start = inputs(300)
+    weight = np.random.default_rng(5).normal(size=x[0].shape).astype(np.float32)
+
+    def run(u, delta, A, B, C, start):
+        return selective_scan(u, delta, A, B, C, initial_state=start, reverse=True, implementation=implementation)
+
+    def flipped(u, delta, A, B, C, start):
+        u, delta, B, C = (jnp.flip(v, 1) for v in (u, delta, B, C))
+        out, last = selective_scan(u, delta, A, B, C, initial_state=start, implementation=implementation)
+        return jnp.flip(out, 1), last
+
+    assert_close(jax.jit(run)(*x, start), jax.jit(flipped)(*x, start))
+    gradients = (jax.jit(jax.grad(loss(f, weight, 1.0), argnums=range(6)))(*x, start) for f in (run, flipped))
+    assert_close(*gradients)
+
+
+@pytest.mark.parametrize("implementation", ["sequential", "blocked"])
 def test_groups_share_b_and_c(implementation):
     u, delta, A, _, _, start = inputs(40, channels=6)
     B, C = np.random.default_rng(1).normal(size=(2, 2, 40, 2, 3)).astype(np.float32)
@@ -155,6 +173,19 @@ def test_shards_make_the_whole(sizes, length):
         assert_close(jax.jit(ours)(*x), values)
         sharded = jax.jit(jax.grad(loss(ours, np.float32(weight), np.float32(state_weight)), argnums=range(6)))(*x)
     assert_close(sharded, gradients, 3e-5)
+
+
+def test_shards_in_reverse():
+    u, delta, A, B, C, start = inputs(61, batch=8)
+    z = np.random.default_rng(1).normal(size=u.shape).astype(np.float32)
+
+    def run(*x):
+        return selective_scan(*x, initial_state=start, reverse=True, delta_softplus=True)
+
+    x = (u, delta, A, B, C, np.float32([1, 2, 3, 4]), z, np.float32([0.1, 0.2, 0.3, 0.4]))
+    whole = jax.jit(run)(*x)
+    with jax.set_mesh(make_mesh({"data": 2, "fsdp": 1, "tensor": 1, "sequence": 4})):
+        assert_close(jax.jit(run)(*x), whole)
 
 
 def test_memory_does_not_grow_with_the_state():

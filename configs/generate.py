@@ -1,0 +1,15 @@
+"""Continue DNA with a causal model: configs/generate.py:MODEL --config.generate.prompt=ACGT --workdir=DIR [--config.init_from=WEIGHTS]."""
+
+from ml_collections import ConfigDict
+
+from configs import common
+from jaxgen.config import split_variant
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """variant: MODEL, which may be left out where init_from says it. Without init_from the weights are random, by seed."""
+    (model,) = split_variant(variant, "model")
+    c = common.get_config()
+    c.job = "generate"
+    c.model.name = model
+    return c

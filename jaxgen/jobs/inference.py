@@ -1,0 +1,172 @@
+"""What the jobs share that run a model over the sequences of a file: its weights on the mesh, and rows written as they are done."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from jaxgen.data.embeddings import EmbeddingFile
+from jaxgen.data.segments import STRANDS, Encoder, Plan, Step
+from jaxgen.jobs.training import ModelSpec, sized_for, with_pretrained
+from jaxgen.train.progress import Progress
+from jaxgen.train.sharding import put_batch
+from jaxgen.train.state import TrainState, init_state
+
+Batch = Mapping[str, np.ndarray]
+
+
+def enlarged(config: ConfigDict, spec: ModelSpec, encoder: Encoder) -> ModelSpec:
+    """A model with random weights takes the length of the data, as it does in training."""
+    if spec.arrays is not None or config.embed.max_length:
+        return spec
+    most = max(int(encoder.lengths(turn).max()) for turn in STRANDS.get(config.embed.strand, (0,)))
+    return sized_for(config, spec, most) if most > spec.family.longest(spec.config) > 0 else spec
+
+
+def load(config: ConfigDict, spec: ModelSpec, mesh: Mesh, wrap: Callable[[nnx.Module], nnx.Module]) -> tuple[nnx.GraphDef, TrainState]:
+    """The model, wrapped (as its field `backbone`) and sharded over the mesh, with its weights."""
+
+    def build(key: jax.Array) -> nnx.Module:
+        return wrap(spec.family.build(spec.config, nnx.Rngs(key)))
+
+    graphdef, _, state = init_state(build, (), lambda params: optax.identity(), mesh, config.seed, False)
+    return graphdef, state if spec.arrays is None else with_pretrained(state, spec.arrays)
+
+
+def compiled(graphdef: nnx.GraphDef, state: TrainState, mesh: Mesh) -> tuple[Callable[[Batch], jax.Array], Callable[..., Any]]:
+    """(this process's rows of a batch -> the module's output, rows over the mesh, compiled once per shape; the same without weights)."""
+
+    def apply(params: nnx.State, frozen: nnx.State, model_state: nnx.State, batch: Mapping[str, jax.Array]) -> jax.Array:
+        return nnx.merge(graphdef, params, frozen, model_state, copy=True)(batch)
+
+    jitted = jax.jit(apply, out_shardings=NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+
+    def run(batch: Batch) -> jax.Array:
+        with jax.set_mesh(mesh):
+            return jitted(state.params, state.frozen, state.model_state, put_batch(mesh, batch))
+
+    def shape(batch: Mapping[str, jax.ShapeDtypeStruct]) -> jax.ShapeDtypeStruct:
+        with jax.set_mesh(mesh):
+            return jax.eval_shape(apply, state.params, state.frozen, state.model_state, batch)
+
+    return run, shape
+
+
+class RowWriter:
+    """Adds up what the segments of this process's sequences give, and writes a shard when it is complete.
+
+    Args:
+        offsets: int64 (n + 1,): sequence i is the rows offsets[i] ... offsets[i + 1] of the file.
+        digest: of everything that the file depends on.
+        left: whether the tokenizer pads on the left.
+    """
+
+    def __init__(self, file: EmbeddingFile, plan: Plan, offsets: np.ndarray, digest: str, left: bool):
+        self.file, self.plan, self.offsets, self.digest, self.left = file, plan, offsets, digest, left
+        self.dtype = np.result_type(file.dtype, np.float32)
+        self.shard, self.rows, self.sums = -1, np.zeros(0, np.int64), np.zeros((0, 0), self.dtype)
+
+    def add(self, step: Step, output: jax.Array) -> None:
+        """Takes the output of one batch: one vector, or one for every token, per segment."""
+        if step.shard != self.shard:
+            self.finish_shard()
+            self.shard = step.shard
+            self.rows = self.plan.own_rows(step.shard, jax.process_index(), jax.process_count())
+            self.sums = np.zeros((len(self.rows), self.file.shape[1]), self.dtype)
+        segments, real = self.plan.segments, step.segments >= 0
+        values, chosen = local_rows(output)[real], step.segments[real]
+        rows = segments.row[chosen]
+        if values.ndim == 2:
+            np.add.at(self.sums, np.searchsorted(self.rows, rows), values * segments.coefficient[chosen][:, None])
+            return
+        for value, row, n in zip(values, rows, segments.tokens[chosen]):
+            self.file.write(int(self.offsets[row]), value[-n:] if self.left else value[:n])
+
+    def finish_shard(self) -> None:
+        """Writes the shard, and notes that it is there once all processes have done so."""
+        if self.shard < 0:
+            return
+        if len(self.offsets) == self.file.shape[0] + 1:  # one vector per sequence
+            for row, value in zip(self.rows.tolist(), self.sums):
+                self.file.write(row, value)
+        self.file.flush()
+        meet(f"part {self.shard}")
+        if jax.process_index() == 0:
+            self.file.record(self.shard + 1, self.digest)
+
+
+def run_plan(
+    config: ConfigDict,
+    plan: Plan,
+    make_batch: Callable[[Step], Batch],
+    compute: Callable[[Batch], jax.Array],
+    writer: RowWriter,
+    mesh: Mesh,
+    done: int,
+    shares: np.ndarray,
+) -> dict[str, Any]:
+    """Every batch from shard `done` on: read ahead by threads, computed, and written one batch late so that nobody waits.
+
+    Args:
+        shares: float (segments,), the part of its sequence that a segment is; for the rates.
+
+    Returns:
+        rates and sizes for `result.json`.
+    """
+    began, processes = time.monotonic(), jax.process_count()
+    steps = list(plan.steps(done, mesh.shape["data"] * mesh.shape["fsdp"], jax.process_index(), processes))
+    options = grain.ReadOptions(num_threads=config.data.threads, prefetch_buffer_size=config.data.prefetch if config.data.threads else 0)
+    batches = grain.MapDataset.range(len(steps)).map(lambda number: make_batch(steps[number])).to_iter_dataset(options)
+    progress = Progress(len(steps), is_main_process=jax.process_index() == 0)
+    waiting: tuple[int, jax.Array] | None = None
+    sequences = positions = 0
+
+    def settle() -> None:
+        nonlocal sequences, positions
+        if waiting is None:
+            return
+        number, output = waiting
+        writer.add(steps[number], output)
+        size, share = steps[number].segments.size * processes, shares[steps[number].segments]
+        examples = round(float(share[steps[number].segments >= 0].sum()) * processes)
+        sequences, positions = sequences + examples, positions + size * steps[number].width
+        progress.update(number + 1, examples=examples, tokens=size * steps[number].width)
+
+    for number, arrays in enumerate(batches):
+        output = compute(arrays)
+        settle()
+        waiting = number, output
+    settle()
+    writer.finish_shard()
+    progress.close()
+    seconds = time.monotonic() - began
+    real = int(plan.segments.tokens[np.isin(plan.segments.row, np.concatenate(plan.shards[done:]))].sum()) if steps else 0
+    return {
+        "steps": len(steps),
+        "examples_per_second": sequences / seconds,
+        "tokens_per_second": real / seconds,
+        "pad_fraction": 1 - real / positions if positions else 0.0,
+        "buckets": list(plan.buckets),
+        "wall_seconds": seconds,
+    }
+
+
+def local_rows(array: jax.Array) -> np.ndarray:
+    """This process's rows of an array whose rows are divided over the mesh."""
+    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+
+def meet(where: str) -> None:
+    """Waits for the other processes of the run."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(where)

@@ -1,0 +1,230 @@
+"""Score the variants of a VCF: likelihood ratio, embedding distances, predictions of a fine-tuned head; TSV and VCF out, resumable."""
+
+import dataclasses
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from flax import nnx
+from ml_collections import ConfigDict
+
+from jaxgen.checkpoints import workdir as workdirs
+from jaxgen.data.augment import reverse_complement
+from jaxgen.data.embeddings import EmbeddingFile
+from jaxgen.data.genome import Genome
+from jaxgen.data.segments import STRANDS
+from jaxgen.data.variants import Variants, allele_windows, annotate_vcf, read_variants
+from jaxgen.errors import InputError, nearest
+from jaxgen.heads.decoder import SequenceHead
+from jaxgen.heads.predictor import SequencePredictor
+from jaxgen.heads.variant import VariantScorer
+from jaxgen.jobs import training
+from jaxgen.jobs.inference import compiled, load, local_rows, meet
+from jaxgen.jobs.tokenizer import choose_tokenizer
+from jaxgen.jobs.training import ModelSpec, model_spec, open_workdir, say, sized_for
+from jaxgen.layers.variables import named_arrays, with_arrays
+from jaxgen.tokenizers import Tokenizer
+from jaxgen.train.logging import environment, write_atomic, write_json, write_result
+from jaxgen.train.loop import params_digest
+from jaxgen.train.progress import Progress
+
+FILE, VCF = "variants.tsv", "variants.vcf"
+SCORES = ("llr", "l2", "cosine")
+_RECORD_EVERY = 8  # batches
+_CHUNK = 4096  # alleles encoded at a time
+
+
+def run(config: ConfigDict) -> int:
+    """See the module; returns the exit code."""
+    v, folder = config.variants, Path(config.workdir)
+    if "://" in config.workdir:
+        raise InputError(f"--workdir={config.workdir}: scores are written row by row; give a folder of this machine and copy it afterwards")
+    if open_workdir(config, ".variants.*.progress"):
+        return 0
+    for field, value in (("variants.vcf", v.vcf), ("data.fasta", config.data.fasta)):
+        if not value:
+            raise InputError(f"{field} is empty: give --config.{field}=FILE")
+    if v.strand not in STRANDS:
+        raise InputError(f"variants.strand={v.strand!r}{nearest(v.strand, STRANDS)}")
+    genome = Genome.open(config.data.fasta, cache_dir=config.data.cache or None)
+    variants = read_variants(v.vcf, genome)
+    if not len(variants):
+        raise InputError(f"{v.vcf}: no variants to score")
+    for reason, count in variants.skipped.items():
+        say(f"note: {count} alleles left out: {reason}")
+    mesh = training.make_mesh(config.mesh)
+    spec, tokenizer, windows = _prepare(config, genome, variants)
+    graphdef, state, outputs = _load(config, spec, tokenizer, windows, mesh)
+    score, _ = compiled(graphdef, state, mesh)
+
+    file = EmbeddingFile(folder / "variants.npy", (len(variants), len(SCORES) + 2 * outputs), "float32")
+    settings = [params_digest(state), config.to_dict()["variants"], variants.positions.tolist(), list(map(bytes.decode, variants.alts))]
+    digest = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()
+    ways, main = mesh.shape["data"] * mesh.shape["fsdp"], jax.process_index() == 0
+    rows = -(-v.batch_size // ways) * ways
+    done = file.done(digest)
+    meet("progress is read")
+    if main:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "config.json", config.to_dict())
+        if not done:
+            file.create()
+    meet("the file is there")
+    say(f"{len(variants):,} alleles, windows of {windows.length:,} bases in {len(windows.views)} views, on {mesh.size} devices")
+    if done:
+        say(f"resumed: {min(done * rows * _RECORD_EVERY, len(variants)):,} alleles are there already")
+    file.open()
+    rate = _score_all(windows, score, file, rows, done, digest, main)
+    file.close()
+    if not main:
+        return 0
+    values = np.array(np.load(file.partial))
+    names = [*SCORES, *(f"{allele}_{i}" for allele in ("ref", "alt") for i in range(outputs))]
+    write_atomic(folder / FILE, _table(genome, variants, names, values))
+    if v.write_vcf:
+        annotate_vcf(v.vcf, folder / VCF, names, values)
+    missing = int(np.isnan(values[:, 0]).sum())
+    if missing:
+        say(
+            f"note: {missing} alleles without a likelihood ratio (insertions and deletions under a masked model, or no language-model head)"
+        )
+    metrics = {"all": {name: float(np.nanmean(column)) for name, column in zip(names, values.T) if np.isfinite(column).any()}}
+    result = {"job": "score_variants", "model": spec.family.name, "metrics": metrics, "rows": len(variants), "missing": missing, **rate}
+    write_result(
+        folder, {**result, "skipped": variants.skipped, "params_digest": params_digest(state), "seed": config.seed, **environment()}
+    )
+    file.discard()
+    say(f"result: {folder / FILE}")
+    return 0
+
+
+class Windows:
+    """Batches of both alleles in a window, in every view: a strand and a shift of the variant from the middle."""
+
+    def __init__(
+        self, genome: Genome, variants: Variants, tokenizer: Tokenizer, special_tokens: bool, length: int, strand: str, shifts: Any
+    ):
+        self.genome, self.variants, self.tokenizer, self.special_tokens = genome, variants, tokenizer, special_tokens
+        self.length, self.views = length, [(turn, int(shift)) for turn in STRANDS[strand] for shift in shifts]
+        # Rows of one width compile once. K-mer tokenizers spell windows with N out base by base: the longest row says how wide.
+        longest = np.argmax([max(len(ref), len(alt)) for ref, alt in zip(variants.refs, variants.alts)])
+        rows = np.arange(len(variants)) if tokenizer.lookup is None else np.array([longest])
+        chunks = np.split(rows, range(_CHUNK, len(rows), _CHUNK))
+        self.width = max(self.batch(rows, view, None)["tokens"].shape[1] for rows in chunks for view in self.views)
+
+    def batch(self, rows: np.ndarray, view: tuple[int, int], width: int | None) -> dict[str, np.ndarray]:
+        """The arrays of `VariantScorer` for the alleles `rows`."""
+        turn, shift = view
+        texts = allele_windows(self.genome, self.variants, rows, self.length, shift)
+        if turn:
+            texts = [reverse_complement(text) for text in texts]
+        encoded = [
+            self.tokenizer.encode_batch([row.tobytes() for row in text], width, add_special_tokens=self.special_tokens) for text in texts
+        ]
+        wide = max(ids.shape[1] for ids, _ in encoded)
+        ids = [np.pad(x, ((0, 0), (0, wide - x.shape[1])), constant_values=self.tokenizer.pad_id) for x, _ in encoded]
+        masks = [self.tokenizer.attention_mask(lengths, wide) for _, lengths in encoded]
+        differ = ids[0] != ids[1]
+        # The variant is where the rows begin to differ on the forward strand, and where they end to on the other one.
+        index = wide - 1 - differ[:, ::-1].argmax(1) if turn else differ.argmax(1)
+        same = np.array([len(self.variants.refs[row]) == len(self.variants.alts[row]) for row in rows.tolist()])
+        return {"tokens": np.stack(ids, -1), "mask": np.stack(masks, -1), "index": index.astype(np.int32), "aligned": same}
+
+
+def _prepare(config: ConfigDict, genome: Genome, variants: Variants) -> tuple[ModelSpec, Tokenizer, Windows]:
+    """The model, its tokenizer, and the windows that it reads."""
+    v = config.variants
+    if not config.model.name and not config.init_from:
+        raise InputError("no model: give configs/score_variants.py:MODEL or --config.init_from=WEIGHTS")
+    spec = model_spec(config)
+    if spec.family.emits != "hidden" or spec.family.inputs != "tokens":
+        raise InputError(f"model {spec.family.name!r} reads no tokens or has no hidden states; choose a language model")
+    tokenizer = choose_tokenizer(config, spec, [])
+    if "bpe" in tokenizer.name:
+        raise InputError(
+            f"model {spec.family.name!r} reads byte pairs, whose tokens change far from a variant; choose one of bases or k-mers"
+        )
+    windows = Windows(genome, variants, tokenizer, spec.family.special_tokens, v.length, v.strand, v.shifts)
+    if spec.arrays is None:
+        say("note: the weights are random; give trained ones with --config.init_from")
+        spec = sized_for(config, spec, windows.width)
+    longest = spec.family.longest(spec.config)
+    if longest and windows.width > longest:
+        raise InputError(f"variants.length={v.length} gives {windows.width} tokens, but the model takes {longest}")
+    return spec, tokenizer, windows
+
+
+def _load(config: ConfigDict, spec: ModelSpec, tokenizer: Tokenizer, windows: Windows, mesh: Any) -> tuple[nnx.GraphDef, Any, int]:
+    """(graph, state, outputs of the fine-tuned head or 0)."""
+    kept = workdirs.read_arrays(spec.folder) if config.init_from and workdirs.is_workdir(spec.folder) else {}
+    tuned = {name: x for name, x in kept.items() if name.startswith("head.")}
+    outputs = tuned["head.linear.kernel"].shape[1] if tuned else getattr(spec.config, "num_labels", 0)
+    pooling = json.loads((epath.Path(spec.folder) / "config.json").read_text())["head"]["pooling"] if tuned else "mean"
+    special = tokenizer.special_tokens if windows.special_tokens else 0
+    per_token = max(1, round(windows.length / max(windows.width - special, 1)))
+
+    def wrap(backbone: nnx.Module) -> VariantScorer:
+        head = None
+        if tuned:
+            decoder = SequenceHead(spec.config.d_model, outputs, nnx.Rngs(0), pooling=pooling)
+            head = SequencePredictor(backbone, decoder, masked=config.model.masked, strands=spec.family.strands)
+        return VariantScorer(
+            backbone,
+            causal=spec.family.causal,
+            masked=config.model.masked,
+            mask_id=0 if tokenizer.mask_id is None else tokenizer.mask_id,
+            window_bp=config.variants.window,
+            bp_per_token=per_token,
+            head=head,
+        )
+
+    graphdef, state = load(config, spec, mesh, wrap)
+    if tuned:
+        names = named_arrays(state.params)
+        heads = {
+            name: jax.device_put(tuned[name.removeprefix("head.")], old.sharding)
+            for name, old in names.items()
+            if name.startswith("head.head.")
+        }
+        state = dataclasses.replace(state, params=with_arrays(state.params, heads))
+    return graphdef, state, outputs
+
+
+def _score_all(windows: Windows, score: Any, file: EmbeddingFile, rows: int, done: int, digest: str, main: bool) -> dict[str, float]:
+    """Every batch in every view; a part is on the disk after `_RECORD_EVERY` batches."""
+    n, processes, own = len(windows.variants), jax.process_count(), jax.process_index()
+    starts = range(done * rows * _RECORD_EVERY, n, rows)
+    progress, began = Progress(len(starts), is_main_process=main), time.monotonic()
+    each = rows // processes
+    for number, start in enumerate(starts):
+        first = start + own * each
+        chosen = np.minimum(np.arange(first, first + each), n - 1)
+        total = sum(local_rows(score(windows.batch(chosen, view, windows.width))) for view in windows.views)
+        values = np.asarray(total) / len(windows.views)
+        if first < n:
+            file.write(first, values[: n - first])
+        progress.update(number + 1, examples=min(rows, n - start), tokens=2 * rows * windows.width * len(windows.views))
+        if (number + 1) % _RECORD_EVERY == 0 or number + 1 == len(starts):
+            file.flush()
+            meet(f"part {number}")
+            if main:
+                file.record(done + -(-(number + 1) // _RECORD_EVERY), digest)
+    seconds = time.monotonic() - began
+    progress.close()
+    return {"examples_per_second": (n - min(starts.start, n)) / max(seconds, 1e-9), "wall_seconds": seconds}
+
+
+def _table(genome: Genome, variants: Variants, names: list[str], values: np.ndarray) -> str:
+    """One line per allele; positions count from 1, as in the VCF; nothing stands where there is no score."""
+    contigs = list(genome.contigs)
+    lines = ["\t".join(["contig", "position", "id", "ref", "alt", *names])]
+    rows = zip(variants.contig_ids.tolist(), variants.positions.tolist(), variants.names, variants.refs, variants.alts, values.tolist())
+    for contig, position, name, ref, alt, scores in rows:
+        cells = ["" if np.isnan(score) else f"{score:.6g}" for score in scores]
+        lines.append("\t".join([contigs[contig], str(position + 1), name, ref.decode(), alt.decode(), *cells]))
+    return "\n".join(lines) + "\n"

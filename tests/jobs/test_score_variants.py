@@ -1,0 +1,167 @@
+"""Variant scoring through the command, against loops over single alleles with strings cut by hand."""
+
+import csv
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxgen
+from jaxgen.config import load_config
+from jaxgen.errors import InputError
+from jaxgen.jobs import score_variants
+from jaxgen.models.registry import resolve
+
+pysam = pytest.importorskip("pysam")
+LENGTH = 48
+DNA = "".join(np.random.default_rng(3).choice(list("ACGT"), 400))
+# contig position (from 1), allele
+EDITS = [(100, DNA[99], "ACGT"[("ACGT".index(DNA[99]) + 1) % 4]), (4, DNA[3], "ACGT"[("ACGT".index(DNA[3]) + 2) % 4])]
+EDITS += [(200, DNA[199:202], DNA[199]), (300, DNA[299], DNA[299] + "GATT"), (398, DNA[397], "ACGT"[("ACGT".index(DNA[397]) + 3) % 4])]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("variants")
+    (folder / "g.fa").write_text(f">c\n{DNA}\n")
+    lines = ["##fileformat=VCFv4.2", f"##contig=<ID=c,length={len(DNA)}>", "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO"]
+    lines += [f"c\t{position}\tv{i}\t{ref}\t{alt}{',<DEL>' * (i == 0)}\t.\t.\t." for i, (position, ref, alt) in enumerate(EDITS)]
+    (folder / "v.vcf").write_text("\n".join(lines) + "\n")
+    return folder / "g.fa", folder / "v.vcf"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Family -> folder with random weights in the public format."""
+
+    def make(name: str) -> str:
+        folder = tmp_path_factory.mktemp(name)
+        family, config = resolve(name)
+        if name.startswith("hyenadna"):
+            config = family.for_task(config, LENGTH + 2, 0)
+        jaxgen.export(family.build(config, nnx.Rngs(5)), folder)
+        return str(folder)
+
+    kept: dict[str, str] = {}
+    return lambda name: kept.setdefault(name, make(name))
+
+
+def config(files, workdir: Path, **fields: str):
+    fasta, vcf = files
+    given = {"data.fasta": str(fasta), "variants.vcf": str(vcf), "workdir": str(workdir), "variants.length": str(LENGTH)}
+    given |= {"variants.batch_size": "8", "data.cache": str(workdir.parent / "cache"), "compile_cache": ""}
+    return load_config("configs/score_variants.py", list((given | {k.replace("__", "."): v for k, v in fields.items()}).items()))
+
+
+def by_hand(model: jaxgen.Pretrained, name: str, position: int, ref: str, alt: str, turn: bool, shift: int) -> tuple[float, float, float]:
+    """(ratio, L2, cosine) of one allele in one view."""
+    start, middle = position - 1, LENGTH // 2 + shift
+    texts = []
+    for allele in (ref, alt):
+        whole = "N" * 60 + DNA[:start] + allele + DNA[start + len(ref) :] + "N" * 60
+        text = whole[60 + start - middle :][:LENGTH]
+        texts.append(text[::-1].translate(str.maketrans("ACGT", "TGCA")) if turn else text)
+    family = resolve(name)[0]
+    ids, _ = model.tokenizer.encode_batch(texts, add_special_tokens=family.special_tokens)
+    output = [model(row[None], mask=jnp.ones((1, len(row)), bool)) for row in ids]
+    logits = [np.asarray(jax.nn.log_softmax(o.logits[0].astype(jnp.float32))) for o in output]
+    if family.causal:
+        total = [log[np.arange(len(row) - 1), row[1:]].sum() for log, row in zip(logits, ids)]
+        ratio = total[1] - total[0]
+    elif len(ref) != len(alt):
+        ratio = float("nan")
+    else:
+        differ = ids[0] != ids[1]
+        hidden = np.where(differ, model.tokenizer.mask_id, ids[0])
+        log = np.asarray(jax.nn.log_softmax(model(hidden[None], mask=jnp.ones((1, len(hidden)), bool)).logits[0]))
+        places = np.flatnonzero(differ)
+        ratio = float((log[places, ids[1][places]] - log[places, ids[0][places]]).sum())
+    a, b = (np.asarray(o.hidden[0], np.float64).mean(0) for o in output)
+    return ratio, float(np.linalg.norm(b - a)), float(1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+@pytest.mark.parametrize("name", ["hyenadna_smoke", "caduceus_ph_smoke", "nt_v2_smoke"])
+def test_agrees_with_a_loop_over_alleles(files, weights, tmp_path, name):
+    folder = weights(name)
+    fields = {"variants__shifts": "0,3" if name == "caduceus_ph_smoke" else "0", "variants__write_vcf": "true"}
+    assert score_variants.run(config(files, tmp_path / "w", init_from=folder, **fields)) == 0
+    rows = list(csv.DictReader((tmp_path / "w/variants.tsv").open(), delimiter="\t"))
+    assert [(int(r["position"]), r["ref"], r["alt"], r["id"]) for r in rows] == [(*edit, f"v{i}") for i, edit in enumerate(EDITS)]
+    model = jaxgen.load(folder)
+    views = [(turn, shift) for turn in (False, True) for shift in map(int, fields["variants__shifts"].split(","))]
+    for row, edit in zip(rows, EDITS):
+        expected = np.mean([by_hand(model, name, *edit, *view) for view in views], axis=0)
+        got = [float(row[key] or "nan") for key in ("llr", "l2", "cosine")]
+        np.testing.assert_allclose(got, expected, rtol=2e-3, atol=2e-5)
+    result = json.loads((tmp_path / "w/result.json").read_text())
+    assert result["skipped"] == {"symbolic allele": 1}
+    assert result["missing"] == (0 if name == "hyenadna_smoke" else 2)
+    with pysam.VariantFile(str(tmp_path / "w/variants.vcf")) as annotated:
+        records = list(annotated)
+    assert records[0].info["JG_L2"][0] == pytest.approx(float(rows[0]["l2"]), rel=1e-4)
+    assert records[0].info["JG_L2"][1] is None
+    assert not list((tmp_path / "w").glob(".*"))
+
+
+def test_a_fine_tuned_head_predicts_both_alleles(files, tmp_path):
+    from jaxgen.jobs import finetune
+
+    fields = {
+        "data.task": "simulated_promoters",
+        "workdir": str(tmp_path / "run"),
+        "train.epochs": "0",
+        "train.steps": "2",
+        "train.batch_size": "16",
+    }
+    tuned = load_config("configs/finetune.py:hyenadna_smoke", [*fields.items(), ("train.report", "false")])
+    assert finetune.run(tuned) == 0
+    assert score_variants.run(config(files, tmp_path / "w", init_from=str(tmp_path / "run"))) == 0
+    rows = list(csv.DictReader((tmp_path / "w/variants.tsv").open(), delimiter="\t"))
+    values = np.array([[float(r[key]) for key in ("ref_0", "ref_1", "alt_0", "alt_1")] for r in rows])
+    assert np.isfinite(values).all()
+    assert (values[:, :2] != values[:, 2:]).any(1).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"variants__vcf": ""}, "variants.vcf is empty"),
+        ({"data__fasta": ""}, "data.fasta is empty"),
+        ({"variants__strand": "both"}, "variants.strand='both'"),
+        ({"model__name": "dnabert2_smoke"}, "byte pairs|tokenizer"),
+        ({"model__name": "cnn_smoke"}, "choose a language model"),
+        ({"variants__length": "4"}, "do not fit into windows of 4"),
+    ],
+)
+def test_wrong_input_is_one_line(files, tmp_path, fields, message):
+    with pytest.raises(InputError, match=message) as caught:
+        score_variants.run(config(files, tmp_path / "w", **({"model__name": "hyenadna_smoke"} | fields)))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "w").exists()
+
+
+def test_an_interrupted_run_goes_on_with_the_same_bytes(files, weights, tmp_path, monkeypatch):
+    fields = {"init_from": weights("hyenadna_smoke"), "variants__batch_size": "8"}
+    monkeypatch.setattr(score_variants, "_RECORD_EVERY", 1)
+    long = tmp_path / "long.vcf"
+    head, *records = files[1].read_text().split("INFO\n")
+    long.write_text(head + "INFO\n" + records[0] * 4)
+    assert score_variants.run(config(files, tmp_path / "whole", variants__vcf=str(long), **fields)) == 0
+    calls = []
+
+    def stop(self, *_):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    record = score_variants.EmbeddingFile.record
+    monkeypatch.setattr(score_variants.EmbeddingFile, "record", lambda self, *a: (record(self, *a), stop(self))[0])
+    with pytest.raises(KeyboardInterrupt):
+        score_variants.run(config(files, tmp_path / "cut", variants__vcf=str(long), **fields))
+    monkeypatch.setattr(score_variants.EmbeddingFile, "record", record)
+    assert score_variants.run(config(files, tmp_path / "cut", variants__vcf=str(long), **fields)) == 0
+    assert (tmp_path / "cut/variants.tsv").read_bytes() == (tmp_path / "whole/variants.tsv").read_bytes()
