@@ -59,7 +59,7 @@ def run(options: Options) -> Iterator[Row | Note]:
         for name, peer in peers.items():
             check(f"L={length}, {name}", ours, peer, channels_first=name in torch_peers)
         for i, what in enumerate(("forward", "forward+backward")):
-            for name, peer in peers.items():  # in pairs: what the associative scan frees, the next contender would have to fault in again
+            for name, peer in peers.items():  # in pairs: after the associative scan, whoever is next takes up to three times longer
                 contenders = [Contender("jaxgen", ours[i]), Contender(name, peer[i])]
                 goal, title = GOAL if name == "torch loop" else None, f"{what} L={length} D={channels} N={STATE}"
                 yield from compare("scan", title, contenders, options.repeats, goal=goal, clock=options.clock)
