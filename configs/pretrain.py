@@ -76,7 +76,7 @@ def _hyenadna(c: ConfigDict, size: str) -> None:
 
 
 def _nt(c: ConfigDict, size: str) -> None:
-    """Dalla-Torre et al.: 2^20 tokens per update of rows of 1,000 (v2: 2,048); after its warm-up the rate stays, where theirs decays."""
+    """Dalla-Torre et al., not checked against the paper: 2^20 tokens per update. The rate stays after its warm-up, where theirs decays."""
     _hg38(c, 2048 if c.model.name.startswith("nt_v2") else 1000, 1e-4, 300_000)
     c.data.rc_aug = False
     c.train.betas = (0.9, 0.999)
@@ -112,7 +112,7 @@ def _dnabert(c: ConfigDict, size: str) -> None:
 
 
 def _dnabert2(c: ConfigDict, size: str) -> None:
-    """Zhou et al.: 4,096 rows of 128 tokens; 512 bases fill most of a row."""
+    """Zhou et al., not checked against the paper: 4,096 rows of 128 tokens; 512 bases fill most of a row."""
     _bert(c, 128, 4096, 500_000)
     c.data.window_bases = 512
     c.train.learning_rate = 5e-4
