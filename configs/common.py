@@ -24,7 +24,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.model = ConfigDict()
     c.model.name = ""  # FAMILY or FAMILY_SIZE, e.g. hyenadna_tiny_1k
     c.model.config = ConfigDict()  # fields of the architecture to change, e.g. --config.model.config.n_layer=4
-    c.model.tokenizer = ""  # vocabulary: a tokenizer.json, vocab.txt, or folder; empty = the checkpoint's, the published one, or learned
+    c.model.tokenizer = ""  # tokenizer.json, vocab.txt or their folder; bpe:N = learn N tokens; empty = the checkpoint's or published one
     c.model.remat = ""  # what the backward pass recomputes: none, dots, full; empty = the model's own default
     c.model.freeze = ()  # regular expressions of parameter paths that are not trained, e.g. ^backbone
     c.model.adapter = "full"  # what is trained: full (everything), probe (the head), ia3 or lora (an adapter and the head)

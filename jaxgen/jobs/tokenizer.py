@@ -1,6 +1,7 @@
 """The tokenizer that a run reads its sequences with."""
 
 import dataclasses
+import re
 from collections.abc import Iterable
 
 from etils import epath
@@ -26,8 +27,13 @@ def with_vocabulary(config: ConfigDict, spec: ModelSpec) -> ModelSpec:
     larger = dataclasses.replace(spec.config, vocab_size=1 << 16)
     if spec.family.tokenizer(larger)[0] == name:
         return spec
-    tokenizer = tokenizers.get("bpe", file=given)
-    return dataclasses.replace(spec, config=dataclasses.replace(spec.config, vocab_size=tokenizer.vocab_size))
+    size = _size_to_learn(given) or tokenizers.get("bpe", file=given).vocab_size
+    return dataclasses.replace(spec, config=dataclasses.replace(spec.config, vocab_size=size))
+
+
+def _size_to_learn(given: str) -> int:
+    """n for `bpe:n`, else 0."""
+    return int(given.removeprefix("bpe:")) if re.fullmatch(r"bpe:\d{1,6}", given) else 0
 
 
 def choose_tokenizer(config: ConfigDict, spec: ModelSpec, sequences: Iterable[bytes]) -> Tokenizer:
@@ -44,6 +50,10 @@ def choose_tokenizer(config: ConfigDict, spec: ModelSpec, sequences: Iterable[by
     tokenizer = None
     if any((workdir / "checkpoints").glob("step_*")):
         tokenizer = tokenizers.in_folder(name, workdir, **options)
+    if tokenizer is None and (size := _size_to_learn(given)):
+        if "bpe" not in name or spec.arrays is not None:
+            raise InputError(f"model.tokenizer={given} learns byte pairs, for a model from scratch that can read them")
+        tokenizer = _learn(name, size, sequences)
     if tokenizer is None and given:
         is_folder = epath.Path(given).is_dir()
         tokenizer = tokenizers.in_folder(name, given, **options) if is_folder else tokenizers.get(name, file=given, **options)
