@@ -80,6 +80,11 @@ class SelectiveSSM(nnx.Module):
         self.A_log = param(rngs, _log_count, (e, n), ("mlp", None), decay=False)
         self.D = param(rngs, ones, (e,), ("mlp",), decay=False)
 
+    @property
+    def _delta_bias(self) -> jax.Array:
+        assert self.dt_proj.bias is not None
+        return self.dt_proj.bias[...]
+
     def _select(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """(delta before bias and softplus, A, B, C) of inputs (..., d_inner)."""
         rank, n = self.config.rank, self.config.d_state
@@ -96,7 +101,7 @@ class SelectiveSSM(nnx.Module):
         keep = (lambda h: h) if mask_bl is None else (lambda h: h * mask_bl[..., None].astype(h.dtype))
         u = keep(jax.nn.silu(self.conv(keep(x), reverse=reverse)))
         delta, A, B, C = self._select(u)
-        return selective_scan(u, delta, A, B, C, self.D[...], z, self.dt_proj.bias[...], delta_softplus=True, reverse=reverse)
+        return selective_scan(u, delta, A, B, C, self.D[...], z, self._delta_bias, delta_softplus=True, reverse=reverse)
 
     def step(self, xz_be: jax.Array, window_bwe: jax.Array, state_ben: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """One position: (output, the last d_conv inputs (batch, d_conv, d_inner), state)."""
@@ -104,7 +109,7 @@ class SelectiveSSM(nnx.Module):
         window_bwe = jnp.concatenate([window_bwe[:, 1:], x[:, None]], axis=1)
         u = jax.nn.silu(self.conv(window_bwe)[:, -1])
         delta, A, B, C = self._select(u)
-        y, state_ben = selective_scan_step(state_ben, u, delta, A, B, C, self.D[...], z, self.dt_proj.bias[...], delta_softplus=True)
+        y, state_ben = selective_scan_step(state_ben, u, delta, A, B, C, self.D[...], z, self._delta_bias, delta_softplus=True)
         return y, window_bwe, state_ben
 
 

@@ -73,7 +73,7 @@ def write_json(path: epath.PathLike, value: Any) -> None:
 def write_arrays(path: epath.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
     """An .npz file, all of it or nothing."""
     buffer = io.BytesIO()
-    np.savez(buffer, **{name: np.asarray(x) for name, x in arrays.items()})
+    np.savez(buffer, allow_pickle=False, **{name: np.asarray(x) for name, x in arrays.items()})
     write_atomic(path, buffer.getvalue())
 
 

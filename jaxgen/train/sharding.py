@@ -76,11 +76,12 @@ def batch_sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedShardi
     Raises:
       InputError: when the batch does not divide over the mesh.
     """
+    rows = shape[0]
     axes: list[str | None] = ["batch", "length"] if name in LENGTHWISE and len(shape) > 1 else ["batch"]
     spec = partition_spec(mesh, (*axes, *[None] * (len(shape) - len(axes))), shape)
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if shape[0] % ways:
-        raise InputError(f"train.batch_size: {shape[0]} rows do not divide over {ways} devices (mesh.data x mesh.fsdp)")
+    if rows % ways:
+        raise InputError(f"train.batch_size: {rows} rows do not divide over {ways} devices (mesh.data x mesh.fsdp)")
     return NamedSharding(mesh, spec)
 
 
