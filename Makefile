@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
-# e.g. PYTEST_ARGS="-n 2" to run tests in two processes
-PYTEST_ARGS ?=
+# Two processes, a test file in one of them; PYTEST_ARGS= runs all tests in one
+PYTEST_ARGS ?= -n 2 --dist loadfile
 # e.g. BENCH_ARGS="--only=tokens,block --repeats=3"; see python -m benchmarks --help
 BENCH_ARGS ?= --output=runs/benchmarks.json
 BIN := $(VENV)/bin

@@ -15,10 +15,10 @@ from jaxgen.data.segments import STRANDS, Encoder, Plan, Segments, Step
 from jaxgen.errors import InputError, nearest
 from jaxgen.heads.embedder import Embedder
 from jaxgen.jobs import training
-from jaxgen.jobs.inference import RowWriter, compiled, enlarged, load, meet, run_plan
+from jaxgen.jobs.inference import RowWriter, compiled, enlarged, load, run_plan, start_rows
 from jaxgen.jobs.tokenizer import choose_tokenizer
 from jaxgen.jobs.training import ModelSpec, model_spec, say
-from jaxgen.train.logging import environment, write_json, write_result
+from jaxgen.train.logging import environment, write_result
 from jaxgen.train.loop import params_digest
 
 DTYPES = ("float32", "float16")
@@ -60,20 +60,10 @@ def run(config: ConfigDict) -> int:
     file = EmbeddingFile(folder / files["embeddings"], (int(offsets[-1]), width), e.dtype)
     order = json.dumps([settings, export, plan.buckets, e.batch_tokens], sort_keys=True)
     export_digest = hashlib.sha256(order.encode()).hexdigest()
-    done = file.done(export_digest)
-    meet("the manifest is read")
-    main = jax.process_index() == 0
-    if main:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "config.json", config.to_dict())
-        manifest.write(settings, name, export, finished=False)
-        if not done:
-            file.create()
-    meet("the file is there")
+    done = start_rows(config, file, export_digest, lambda: manifest.write(settings, name, export, finished=False))
     say(f"{len(data.ids):,} sequences, {len(plan.buckets)} padded lengths up to {plan.buckets[-1]} on {mesh.size} devices")
     if done:
         say(f"resumed: {done} of {len(plan.shards)} parts are there already")
-    file.open()
 
     def batch(step: Step) -> dict[str, np.ndarray]:
         tokens, mask = encoder.batch(segments, step.segments, step.width)
@@ -82,7 +72,7 @@ def run(config: ConfigDict) -> int:
     writer = RowWriter(file, plan, offsets, export_digest, tokenizer.padding_side == "left")
     rates = run_plan(config, plan, batch, embed, writer, mesh, done, segments.coefficient)
     file.close()
-    if not main:
+    if jax.process_index() != 0:
         return 0
     bad = np.unique(np.searchsorted(offsets, np.flatnonzero(file.non_finite()), side="right") - 1)
     write_array(folder / files["ids"], np.array(data.ids, dtype=np.str_))

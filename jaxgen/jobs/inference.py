@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 from jaxgen.data.embeddings import EmbeddingFile
 from jaxgen.data.segments import STRANDS, Encoder, Plan, Step
 from jaxgen.jobs.training import ModelSpec, sized_for, with_pretrained
+from jaxgen.train.logging import write_json
 from jaxgen.train.progress import Progress
 from jaxgen.train.sharding import put_batch
 from jaxgen.train.state import TrainState, init_state
@@ -162,6 +164,29 @@ def local_rows(array: jax.Array) -> np.ndarray:
     """This process's rows of an array whose rows are divided over the mesh."""
     shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+
+def start_rows(config: ConfigDict, file: EmbeddingFile, digest: str, prepare: Callable[[], None] = lambda: None) -> int:
+    """Opens the file for the rows of all processes, a new one or that of an interrupted run with the same `digest`.
+
+    Args:
+      prepare: what the main process does before there is a file.
+
+    Returns:
+      parts that are on the disk already.
+    """
+    done = file.done(digest)
+    meet("progress is read")
+    if jax.process_index() == 0:
+        folder = Path(config.workdir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "config.json", config.to_dict())
+        prepare()
+        if not done:
+            file.create()
+    meet("the file is there")
+    file.open()
+    return done
 
 
 def meet(where: str) -> None:

@@ -14,10 +14,10 @@ from jaxgen.data.segments import STRANDS, Encoder, Plan, Segments
 from jaxgen.errors import InputError
 from jaxgen.heads.scorer import Scorer
 from jaxgen.jobs import training
-from jaxgen.jobs.inference import RowWriter, compiled, enlarged, load, meet, run_plan
+from jaxgen.jobs.inference import RowWriter, compiled, enlarged, load, run_plan, start_rows
 from jaxgen.jobs.tokenizer import choose_tokenizer
 from jaxgen.jobs.training import ModelSpec, model_spec, open_workdir, say
-from jaxgen.train.logging import environment, write_atomic, write_json, write_result
+from jaxgen.train.logging import environment, write_atomic, write_result
 from jaxgen.train.loop import params_digest
 
 FILE = "scores.tsv"
@@ -53,24 +53,15 @@ def run(config: ConfigDict) -> int:
     digest = params_digest(state)
     settings = [digest, data.digest(), plan.buckets, e.batch_tokens, e.strand, e.too_long, config.score.stride, tokenizer.vocabulary()]
     order = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-    done = file.done(order)
-    meet("progress is read")
-    main = jax.process_index() == 0
-    if main:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "config.json", config.to_dict())
-        if not done:
-            file.create()
-    meet("the file is there")
+    done = start_rows(config, file, order)
     what = "log-likelihoods" if causal else f"pseudo-log-likelihoods in {len(scoring.segments.row):,} passes"
     say(f"{len(data.ids):,} sequences, {what}, {len(plan.buckets)} padded lengths up to {plan.buckets[-1]} on {mesh.size} devices")
     if done:
         say(f"resumed: {done} of {len(plan.shards)} parts are there already")
-    file.open()
     writer = RowWriter(file, plan, np.arange(len(data.ids) + 1), order, tokenizer.padding_side == "left")
     rates = run_plan(config, plan, scoring.batch, compute, writer, mesh, done, scoring.shares)
     file.close()
-    if not main:
+    if jax.process_index() != 0:
         return 0
     values = np.array(np.load(file.partial))
     write_atomic(folder / FILE, _table(data.ids, values))

@@ -24,12 +24,12 @@ from jaxgen.heads.decoder import SequenceHead
 from jaxgen.heads.predictor import SequencePredictor
 from jaxgen.heads.variant import VariantScorer
 from jaxgen.jobs import training
-from jaxgen.jobs.inference import compiled, load, local_rows, meet
+from jaxgen.jobs.inference import compiled, load, local_rows, meet, start_rows
 from jaxgen.jobs.tokenizer import choose_tokenizer
 from jaxgen.jobs.training import ModelSpec, model_spec, open_workdir, say, sized_for
 from jaxgen.layers.variables import named_arrays, with_arrays
 from jaxgen.tokenizers import Tokenizer
-from jaxgen.train.logging import environment, write_atomic, write_json, write_result
+from jaxgen.train.logging import environment, write_atomic, write_result
 from jaxgen.train.loop import params_digest
 from jaxgen.train.progress import Progress
 
@@ -67,18 +67,10 @@ def run(config: ConfigDict) -> int:
     digest = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()
     ways, main = mesh.shape["data"] * mesh.shape["fsdp"], jax.process_index() == 0
     rows = -(-v.batch_size // ways) * ways
-    done = file.done(digest)
-    meet("progress is read")
-    if main:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "config.json", config.to_dict())
-        if not done:
-            file.create()
-    meet("the file is there")
+    done = start_rows(config, file, digest)
     say(f"{len(variants):,} alleles, windows of {windows.length:,} bases in {len(windows.views)} views, on {mesh.size} devices")
     if done:
         say(f"resumed: {min(done * rows * _RECORD_EVERY, len(variants)):,} alleles are there already")
-    file.open()
     rate = _score_all(windows, score, file, rows, done, digest, main)
     file.close()
     if not main:

@@ -379,7 +379,7 @@ def test_read_config(tmp_path):
             read_config(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"ATCG\n", os.urandom(64)])
+@pytest.mark.parametrize("content", [b"", b"ATCG\n", bytes(range(1, 65))], ids=["empty", "text", "bytes"])
 def test_unknown_formats(tmp_path, content):
     path = tmp_path / "weights"
     path.write_bytes(content)
