@@ -16,7 +16,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """No variant. With --config.data.path=FOLDER_OR_TABLE the same run trains on real sequences and labels."""
     split_variant(variant)
     c = finetune.get_config("hyenadna_smoke,simulated_promoters")
-    c.train.epochs = 2
+    c.train.epochs = 3
     c.train.batch_size = 64
     c.train.eval_batch_size = 200
     c.train.learning_rate = 1e-3
