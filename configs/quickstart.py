@@ -1,7 +1,7 @@
 """The first run: a small HyenaDNA learns SIMULATED promoters from scratch on a laptop CPU (data.path= for a real table).
 
-It reaches 0.76 test accuracy (MCC 0.52) where the generating model itself reaches 0.955, in 2 min 46 s on 2 idle CPU cores (one run, without
-the installation).
+It reaches 0.76 test accuracy (MCC 0.52) where the generating model itself reaches 0.955, in 2 min 46 s on 2 idle CPU cores (one run,
+installation not counted).
 
     make quickstart
 """
