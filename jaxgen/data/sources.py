@@ -162,7 +162,9 @@ class TableSource:
         tokens, lengths = np.empty((len(indices), width), np.int32), np.empty(len(indices), np.int32)
         for turn in (False, True):
             rows = np.flatnonzero(turned == turn)
-            if rows.size:
+            if rows.size == len(indices):
+                tokens, lengths = self._rows(indices, turn, cuts, width)
+            elif rows.size:
                 tokens[rows], lengths[rows] = self._rows(indices[rows], turn, None if cuts is None else cuts[rows], width)
         return tokens, self.tokenizer.attention_mask(lengths, width, self._options["padding_side"])
 

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
@@ -188,7 +188,7 @@ def _score(cell: Cell, config: ConfigDict) -> Score | None:
     return Score(cell.label, cell.task, cell.seed, test, clean, result["nan_steps"], result["wall_seconds"])
 
 
-def _clean(names: Sequence[str] | dict, predictions: np.ndarray, targets: np.ndarray, near: Sequence[int]) -> dict[str, float]:
+def _clean(names: Iterable[str], predictions: np.ndarray, targets: np.ndarray, near: Sequence[int]) -> dict[str, float]:
     """The metrics of the test rows that are not leaks."""
     keep = np.ones(len(targets), bool)
     keep[list(near)] = False
@@ -230,17 +230,19 @@ def _facts(name: str, config: ConfigDict, cells: Sequence[Cell]) -> TaskFacts:
                 "select": task.target.select,
                 "notes": task.notes,
                 "test": {which: metrics.evaluate(names, x, test.targets) for which, x in logits.items()},
-                "clean": {which: _clean(names, x, test.targets, leaks["near_rows"]) for which, x in logits.items()} if leaks else {},
             },
         )
     kept = json.loads(file.read_text())
-    families = {cell.label: cell.label if cell.label == "mamba_bpe" else cell.family for cell in cells}
+    families = {cell.label: cell.family for cell in cells}
     return TaskFacts(
         select=kept["select"],
         category=next(category for pattern, category in _CATEGORIES if re.search(pattern, name)),
         baselines=kept["test"],
-        clean_baselines=kept["clean"],
         leaks={key: value for key, value in leaks.items() if key != "near_rows"},
-        published={label: [(p.source, p.value) for p in published(name, family, kept["select"])] for label, family in families.items()},
+        # A label such as mamba_bpe may be what was published under that very name.
+        published={
+            label: [(p.source, p.value) for p in published(name, label, kept["select"]) or published(name, family, kept["select"])]
+            for label, family in families.items()
+        },
         notes=kept["notes"],
     )

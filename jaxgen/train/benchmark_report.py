@@ -36,7 +36,7 @@ class TaskFacts:
     Attributes:
       select: the metric of the table.
       category: for the summary by kind of task.
-      baselines: name -> test metrics ("majority", "k-mer"), `clean` ones on the test rows without leaks.
+      baselines: name -> test metrics ("majority", "k-mer").
       leaks: `Leaks.record()`.
       published: model -> ((source, value), ...), in the metric `select`.
       notes: differences from the public files.
@@ -45,7 +45,6 @@ class TaskFacts:
     select: str
     category: str
     baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    clean_baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     leaks: Mapping[str, float] = field(default_factory=dict)
     published: Mapping[str, Sequence[tuple[str, float]]] = field(default_factory=dict)
     notes: Sequence[str] = ()
