@@ -25,6 +25,7 @@ PARTS = {
     "lel": "benchmarks.lel",
     "embed": "benchmarks.embed",
     "concat": "benchmarks.concat",
+    "packing": "benchmarks.packing",
     "start": "benchmarks.start",
     "gpu": "benchmarks.gpu",
 }

@@ -20,6 +20,7 @@ from jaxgen.data.tasks.published import published
 from jaxgen.errors import InputError
 from jaxgen.jobs import finetune
 from jaxgen.jobs.baseline import kmer_logits
+from jaxgen.jobs.packing import run_packed
 from jaxgen.jobs.tasks import load_task
 from jaxgen.jobs.training import say
 from jaxgen.models.registry import resolve
@@ -59,14 +60,16 @@ def run(config: ConfigDict) -> int:
     if not config.workdir:
         raise InputError("--workdir=DIR is missing: where should the runs and the table go?")
     cells = plan(config)
-    mine = share(cells, config.benchmark.share)
+    mine = share(packs(cells, config.benchmark.pack), config.benchmark.share)
     if config.benchmark.dry_run:
-        for cell in mine:
-            state = "finished" if cell.finished else "to do"
-            print(f"{state}\t{cell.label}\t{cell.task}\tseed {cell.seed}\t{cell.config.workdir}")
+        for number, pack in enumerate(mine, 1):
+            for cell in pack:
+                state = "finished" if cell.finished else "to do"
+                print(f"{state}\t{cell.label}\t{cell.task}\tseed {cell.seed}\tprogram {number}\t{cell.config.workdir}")
         return 0
-    say(f"{len(cells)} runs, {len(mine)} in this share, {sum(cell.finished for cell in mine)} of them finished")
-    failed = _run_all(mine)
+    own = [cell for pack in mine for cell in pack]
+    say(f"{len(cells)} runs, {len(own)} in this share, {sum(cell.finished for cell in own)} of them finished")
+    failed = _run_all(mine, epath.Path(config.workdir) / "packs")
     if failed is None:
         return 0
     scores = [score for cell in cells if (score := _score(cell, config)) is not None]
@@ -81,26 +84,42 @@ def run(config: ConfigDict) -> int:
     return 1 if failed else 0
 
 
-def _run_all(cells: Sequence[Cell]) -> dict[str, str] | None:
+def _run_all(packs: Sequence[Sequence[Cell]], folder: epath.Path) -> dict[str, str] | None:
     """Runs what is not finished; failures by name, or None when a signal asked to stop (the run in progress saved itself)."""
     failed: dict[str, str] = {}
-    todo = [cell for cell in cells if not cell.finished]
+    todo = [pack for pack in packs if not all(cell.finished for cell in pack)]
     began = time.monotonic()
-    for i, cell in enumerate(todo):
+    for i, pack in enumerate(todo):
+        seeds = ", ".join(str(cell.seed) for cell in pack)
+        name = f"{pack[0].label} on {pack[0].task}, seed{'s' * (len(pack) > 1)} {seeds}"
         eta = f", about {(time.monotonic() - began) / i * (len(todo) - i) / 60:.0f} min left" if i else ""
-        say(f"[{i + 1}/{len(todo)}] {cell.label} on {cell.task}, seed {cell.seed}{eta}")
+        say(f"[{i + 1}/{len(todo)}] {name}{eta}")
         try:
-            finetune.run(cell.config)
+            _run_pack(pack, folder)
         except InputError as error:
-            failed[f"{cell.label} on {cell.task}, seed {cell.seed}"] = str(error)
+            failed[name] = str(error)
             say(f"failed, going on with the next: {error}")
             continue
         finally:
             jax.clear_caches()  # another model follows; its programs share nothing with these
-        if not cell.finished:
+        if not all(cell.finished for cell in pack):
             say("stopped; the same command goes on here")
             return None
     return failed
+
+
+def _run_pack(pack: Sequence[Cell], folder: epath.Path) -> None:
+    """Seeds of one model and task together; those that are finished already stay, unless their pack was killed while it wrote them."""
+
+    def progress(cells: Sequence[Cell]) -> epath.Path:
+        return folder / pack[0].task / "_".join([pack[0].label, *(str(cell.seed) for cell in cells)])
+
+    if not progress(pack).exists():
+        pack = [cell for cell in pack if not cell.finished]
+    if len(pack) == 1:
+        finetune.run(pack[0].config)
+    else:
+        run_packed([cell.config for cell in pack], str(progress(pack)))
 
 
 def plan(config: ConfigDict) -> list[Cell]:
@@ -122,6 +141,25 @@ def plan(config: ConfigDict) -> list[Cell]:
             for label, name in models.items():
                 cells.append(Cell(label, resolve(name)[0].name, task, seed, _run_config(config, label, name, task, seed)))
     return cells
+
+
+def packs(cells: Sequence[Cell], size: int) -> list[list[Cell]]:
+    """Up to `size` seeds of one model and task at a time, in the order of the first of them.
+
+    Raises:
+      InputError: not a positive number.
+    """
+    if size < 1:
+        raise InputError(f"benchmark.pack={size} must be at least 1")
+    groups: dict[tuple[str, str], list[list[Cell]]] = {}
+    order: list[list[Cell]] = []
+    for cell in cells:
+        own = groups.setdefault((cell.label, cell.task), [])
+        if not own or len(own[-1]) == size:
+            own.append([])
+            order.append(own[-1])
+        own[-1].append(cell)
+    return order
 
 
 def _labelled(entry: str) -> tuple[str, str]:
@@ -156,8 +194,8 @@ def task_path(root: str, task: str) -> str:
     return str(folder) if folder.is_dir() else root
 
 
-def share(cells: Sequence[Cell], text: str) -> list[Cell]:
-    """Every n-th run beginning with the i-th for "i/n", counted from 1: one share per device, job of an array, or machine.
+def share(packs: Sequence[list[Cell]], text: str) -> list[list[Cell]]:
+    """Every n-th pack beginning with the i-th for "i/n", counted from 1: one share per device, job of an array, or machine.
 
     "auto" is the share of this job in a SLURM array, and everything elsewhere.
 
@@ -170,7 +208,7 @@ def share(cells: Sequence[Cell], text: str) -> list[Cell]:
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise InputError(f"benchmark.share={text!r}: expected auto, or i/n with i from 1 to n, such as 1/4")
-    return list(cells[int(match[1]) - 1 :: int(match[2])])
+    return list(packs[int(match[1]) - 1 :: int(match[2])])
 
 
 def _score(cell: Cell, config: ConfigDict) -> Score | None:

@@ -26,8 +26,15 @@ HEADS = ("auto", "own", "pooled")
 
 def run(config: ConfigDict) -> int:
     """See the module; returns the exit code."""
-    if open_workdir(config):
-        return 0
+    return 0 if open_workdir(config) else train(config, prepare(config))
+
+
+def prepare(config: ConfigDict) -> Run:
+    """The task, the model for it, and the batches that they make together.
+
+    Raises:
+      InputError: settings that do not fit the task or the model.
+    """
     d, t = config.data, config.train
     task = load_task(config)
 
@@ -77,24 +84,21 @@ def run(config: ConfigDict) -> int:
         extra["attainable"] = dict(task.attainable)
         say(f"{task.name} is simulated; the generating model itself reaches {extra['attainable']}")
     classification = task.target.kind == "classification"
-    return train(
-        config,
-        Run(
-            spec=spec,
-            build=build,
-            objective=objectives.classification if classification else objectives.regression,
-            stream=loader,
-            steps_per_epoch=loader.steps_per_epoch,
-            evaluators=evaluators,
-            select=task.target.select,
-            tokens_per_example=round(padded_lengths(lengths, buckets).mean()) * (2 if d.conjoin_train else 1),
-            title=task.name,
-            loss_label="cross entropy (nats)" if classification else "mean squared error",
-            class_names=task.target.names if classification else (),
-            simulated=task.simulated,
-            extra_result=extra,
-            tokenizer=tokenizer,
-        ),
+    return Run(
+        spec=spec,
+        build=build,
+        objective=objectives.classification if classification else objectives.regression,
+        stream=loader,
+        steps_per_epoch=loader.steps_per_epoch,
+        evaluators=evaluators,
+        select=task.target.select,
+        tokens_per_example=round(padded_lengths(lengths, buckets).mean()) * (2 if d.conjoin_train else 1),
+        title=task.name,
+        loss_label="cross entropy (nats)" if classification else "mean squared error",
+        class_names=task.target.names if classification else (),
+        simulated=task.simulated,
+        extra_result=extra,
+        tokenizer=tokenizer,
     )
 
 

@@ -44,6 +44,24 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+# Groups of fields that one job reads; the others do not mind them.
+_OWN_GROUPS = {
+    "baseline": ("baseline", "benchmark"),
+    "benchmark": ("benchmark",),
+    "embed": ("embed", "score", "generate"),
+    "generate": ("generate",),
+    "perturbation": ("crossval",),
+    "score": ("score",),
+    "variants": ("score_variants",),
+}
+
+
+def _binds(field: str, job: str) -> bool:
+    """Whether runs of a job that share a workdir must have the same value."""
+    group = field.partition(".")[0]
+    return job in _OWN_GROUPS.get(group, (job,)) and not any(field == free or field.startswith(free + ".") for free in _NOT_BINDING)
+
+
 def open_workdir(config: ConfigDict, progress: str = "checkpoints/step_*") -> bool:
     """Check that the workdir is new or of this very config, before anything is read or written. A run without a checkpoint binds nothing.
 
@@ -69,8 +87,7 @@ def open_workdir(config: ConfigDict, progress: str = "checkpoints/step_*") -> bo
         raise InputError(f"--workdir={config.workdir} holds checkpoints but no config.json; choose another --workdir")
     theirs = _flat(json.loads(file.read_text()))
     for field, value in _flat(json.loads(json.dumps(config.to_dict()))).items():
-        binding = not any(field == free or field.startswith(free + ".") for free in _NOT_BINDING)
-        if binding and theirs.get(field) != value:
+        if _binds(field, config.job) and theirs.get(field) != value:
             raise InputError(
                 f"--workdir={config.workdir} holds a run with config.{field}={theirs.get(field)!r}, not {value!r}; "
                 "choose another --workdir or delete it"
@@ -194,11 +211,25 @@ class Run:
     tokenizer: Tokenizer | None = None
 
 
-def train(config: ConfigDict, run: Run) -> int:
-    """One run: initialise or resume, train, evaluate the best step on every split, write result.json and report/."""
-    workdir, t = config.workdir, config.train
+@dataclasses.dataclass(frozen=True)
+class Ready:
+    """A run that could take its first step."""
+
+    program: Program
+    state: TrainState
+    plan: Plan
+    tuned: Tuning
+    evaluators: Mapping[str, Evaluator]
+
+
+def set_up(config: ConfigDict, run: Run, mesh: Mesh) -> Ready:
+    """Initialise the model and its optimiser, and say what will be trained.
+
+    Raises:
+      InputError: settings that do not fit together.
+    """
+    t = config.train
     steps = total_steps(config, run.steps_per_epoch)
-    mesh = make_mesh(config.mesh)
     check_batches(t, mesh)
     schedule = schedules.from_config(t.schedule.to_dict(), t.learning_rate, steps)
     fields = optim.OptimizerConfig.of(t.to_dict())
@@ -244,20 +275,39 @@ def train(config: ConfigDict, run: Run) -> int:
     evaluators = run.evaluators(program)
     if select not in evaluators["valid"].names:
         raise InputError(f"train.select={select!r} is not computed for this task{nearest(select, evaluators['valid'].names)}")
-    log = RunLog(workdir, jax.process_index() == 0)
+    return Ready(program, state, plan, tuned, evaluators)
+
+
+def train(config: ConfigDict, run: Run) -> int:
+    """One run: initialise or resume, train, evaluate the best step on every split, write result.json and report/."""
+    ready = set_up(config, run, make_mesh(config.mesh))
+    with open_log(config, run, ready) as log:
+        program, state, plan, evaluators = ready.program, ready.state, ready.plan, ready.evaluators
+        fitted, checkpoints = fit(
+            program, state, run.stream, plan, config.workdir, log, evaluators["valid"], say=say, keep=config.train.keep
+        )
+        if not fitted.interrupted:
+            best = fitted.state
+            if fitted.best_step != fitted.steps:
+                best = checkpoints.restore_state(fitted.best_step, best)
+            results = {split: evaluator.metrics(best) for split, evaluator in evaluators.items()}
+        checkpoints.close()
+        if not fitted.interrupted:
+            log.flush()
+            finish(config, run, ready, fitted, best, results)
+    return 0
+
+
+def open_log(config: ConfigDict, run: Run, ready: Ready) -> RunLog:
+    """The log of a run, beside its config, model and tokenizer."""
+    log = RunLog(config.workdir, jax.process_index() == 0)
     log.write_config(config.to_dict())
     if jax.process_index() == 0:
-        model = {"family": run.spec.family.name, "config": dataclasses.asdict(run.spec.config), **tuned.record()}
-        write_json(epath.Path(workdir) / workdirs.MODEL_FILE, model)
+        model = {"family": run.spec.family.name, "config": dataclasses.asdict(run.spec.config), **ready.tuned.record()}
+        write_json(epath.Path(config.workdir) / workdirs.MODEL_FILE, model)
         if run.tokenizer is not None:
-            run.tokenizer.save(workdir)
-    with log:
-        fitted, checkpoints = fit(program, state, run.stream, plan, workdir, log, evaluators["valid"], say=say, keep=t.keep)
-        if fitted.interrupted:
-            checkpoints.close()
-            return 0
-        _finish(config, run, tuned, fitted, checkpoints, evaluators, log)
-    return 0
+            run.tokenizer.save(config.workdir)
+    return log
 
 
 def total_steps(config: ConfigDict, steps_per_epoch: int) -> int:
@@ -287,25 +337,22 @@ def check_batches(t: ConfigDict, mesh: Mesh) -> None:
             raise InputError(f"train.{field}={rows} must be a multiple of {unit}: {factors}")
 
 
-def _finish(
-    config: ConfigDict, run: Run, tuned: Tuning, fitted: Fitted, checkpoints: Any, evaluators: Mapping[str, Evaluator], log: RunLog
+def finish(
+    config: ConfigDict, run: Run, ready: Ready, fitted: Fitted, best: TrainState, results: Mapping[str, Mapping[str, float]], **extra: Any
 ) -> None:
-    """Evaluate the selected step on every split; result.json last, so that its presence means a finished run."""
-    best = fitted.state
-    if fitted.best_step != fitted.steps:
-        best = checkpoints.restore_state(fitted.best_step, fitted.state)
-    results, predictions = {}, {}
-    for split, evaluator in evaluators.items():
-        results[split] = evaluator.metrics(best)
-        if isinstance(evaluator, PredictionEvaluator) and evaluator.last is not None:
-            outputs, targets, _ = evaluator.last
-            predictions[split] = (outputs, targets)
-        say(f"{split}: {shown(results[split])}  (step {fitted.best_step})")
-    log.flush()
-    checkpoints.close()
-    if adapter := tuned.save(best, config.workdir, config.init_from):
+    """Write down what the best step gives on every split; result.json last, so that its presence means a finished run.
+
+    Args:
+      extra: more of result.json.
+    """
+    for split, values in results.items():
+        say(f"{split}: {shown(values)}  (step {fitted.best_step})")
+    if adapter := ready.tuned.save(best, config.workdir, config.init_from):
         say(f"adapter in peft's format: {adapter}")
-    result = run_result(fitted, results, config.seed, {"job": config.job, "model": run.spec.family.name, **run.extra_result})
+    result = run_result(fitted, results, config.seed, {"job": config.job, "model": run.spec.family.name, **run.extra_result, **extra})
+    evaluators = ready.evaluators.items()
+    last = {split: x.last for split, x in evaluators if isinstance(x, PredictionEvaluator) and x.last is not None}
+    predictions = {split: (outputs, targets) for split, (outputs, targets, _) in last.items()}
     if config.train.report and jax.process_index() == 0:
         write_report(
             config.workdir,

@@ -19,6 +19,7 @@ from jaxgen.errors import InputError
 from jaxgen.layers.core import BatchNorm, Conv1d, Embedding, Linear, normal, uniform_fan_in
 from jaxgen.layers.output import Output
 from jaxgen.models.family import Family
+from jaxgen.ops.partition import distributed
 
 WIDTH, CHANNELS, HIDDEN = 8, (16, 8, 4), 512
 
@@ -47,8 +48,7 @@ def _whole_rows(x: jax.Array) -> jax.Array:
 
     XLA's partitioner (0.10) computes wrong gradients of convolution and batch norm when it cuts them along `tensor` or `sequence`.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    return x if mesh.empty or mesh.size == 1 else jax.lax.with_sharding_constraint(x, PartitionSpec(("data", "fsdp")))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(("data", "fsdp"))) if distributed() else x
 
 
 class Stage(nnx.Module):

@@ -6,9 +6,9 @@ import jax
 
 
 def distributed() -> bool:
-    """Whether a mesh of more than one device is in force."""
+    """Whether XLA's partitioner divides arrays over more than one device here: not inside a shard_map over all of the mesh."""
     mesh = jax.sharding.get_abstract_mesh()
-    return not mesh.empty and mesh.size > 1
+    return any(size > 1 and axis not in mesh.manual_axes for axis, size in mesh.shape.items())
 
 
 def dividing_axes(names: tuple[str, ...], size: int) -> tuple[str, ...] | None:

@@ -5,7 +5,7 @@ position in the data, the selection so far). A step becomes visible only when it
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -14,7 +14,8 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxgen.errors import InputError
 from jaxgen.layers.variables import named_arrays, with_arrays
-from jaxgen.train.state import TrainState
+
+State = TypeVar("State")  # a TrainState, or any other tree of arrays
 
 
 class _LatestAndBest(preservation_policy.PreservationPolicy):
@@ -61,7 +62,7 @@ class Checkpoints:
     def _folder(self, step: int) -> epath.Path:
         return self.directory / f"step_{step}"
 
-    def save(self, state: TrainState, run: dict[str, Any], *, best_step: int) -> None:
+    def save(self, state: Any, run: dict[str, Any], *, best_step: int) -> None:
         """Start saving in the background; an error of the save before is raised here.
 
         Raises:
@@ -78,7 +79,7 @@ class Checkpoints:
     def restore_run(self, step: int) -> dict[str, Any]:
         return self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
 
-    def restore_state(self, step: int, target: TrainState) -> TrainState:
+    def restore_state(self, step: int, target: State) -> State:
         """The state of `step`, placed like `target`, whatever devices it was saved from.
 
         Raises:

@@ -2,7 +2,7 @@
 
 import collections
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -49,25 +49,34 @@ class PredictionEvaluator:
             total, weight, _ = program.objective(predictions, batch)
             return predictions.astype(jnp.float32), batch["target"], batch["weight"], total, weight, batch.get("index")
 
-        self._predict = _Compiled(program, predict)
+        self.predict = predict  # pure, (params, frozen, model_state, batch) -> what `collect` takes
+        self._compiled = _Compiled(program, predict)
 
     def predictions(self, state: TrainState) -> tuple[np.ndarray, np.ndarray, float]:
         """(predictions, targets) of the real examples in order, and the mean loss."""
-        outputs, targets, order, loss, weight = [], [], [], 0.0, 0.0
-        for batch in self.batches():
-            p, t, w, total, count, index = jax.device_get(self._predict(state, batch))
-            keep = w > 0
-            outputs.append(p[keep])
-            targets.append(t[keep])
-            if index is not None:  # batches by length: put the examples back into their order
-                order.append(index[keep])
-            loss, weight = loss + float(total), weight + float(count)
-        back = np.argsort(np.concatenate(order)) if order else slice(None)
-        return np.concatenate(outputs)[back], np.concatenate(targets)[back], loss / max(weight, 1.0)
+        return collect(jax.device_get(self._compiled(state, batch)) for batch in self.batches())
 
     def metrics(self, state: TrainState) -> dict[str, float]:
-        self.last = predictions, targets, loss = self.predictions(state)
+        self.last = self.predictions(state)
+        return self.metrics_of(*self.last)
+
+    def metrics_of(self, predictions: np.ndarray, targets: np.ndarray, loss: float) -> dict[str, float]:
+        """The named metrics of what `predictions` returns."""
         return {"loss": loss, **metrics.evaluate(self.names[1:], predictions, targets)}
+
+
+def collect(parts: Iterable[Sequence[Any]]) -> tuple[np.ndarray, np.ndarray, float]:
+    """Batches of (predictions, targets, weights, loss sum, weight sum, index or None) -> the real examples in order, and the mean loss."""
+    outputs, targets, order, loss, weight = [], [], [], 0.0, 0.0
+    for p, t, w, total, count, index in parts:
+        keep = w > 0
+        outputs.append(p[keep])
+        targets.append(t[keep])
+        if index is not None:  # batches by length: put the examples back into their order
+            order.append(index[keep])
+        loss, weight = loss + float(total), weight + float(count)
+    back = np.argsort(np.concatenate(order)) if order else slice(None)
+    return np.concatenate(outputs)[back], np.concatenate(targets)[back], loss / max(weight, 1.0)
 
 
 class SumEvaluator:

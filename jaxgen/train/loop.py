@@ -69,14 +69,14 @@ class Fitted:
     wall_seconds: float
 
 
-class _Termination:
+class Termination:
     """SIGTERM (from SLURM, a preempted VM, or a person) sets a flag that the loop reads between steps."""
 
     def __init__(self) -> None:
         self.requested = False
         self._previous: Any = None
 
-    def __enter__(self) -> "_Termination":
+    def __enter__(self) -> "Termination":
         self._previous = signal.signal(signal.SIGTERM, self._on_signal)
         return self
 
@@ -204,7 +204,7 @@ def fit(
         if at % plan.log_every == 0 or at in (1, plan.steps):
             log.log(at, "train", values | {"learning_rate": float(plan.learning_rate(at - 1))})
 
-    with _Termination() as termination, jax.set_mesh(program.mesh):
+    with Termination() as termination, jax.set_mesh(program.mesh):
         compiled: dict[Any, Any] = {}  # by the shapes of a batch: one, or one per length bucket
         for batch in _on_device(stream, program) if start < plan.steps and not stopped_early else ():
             shapes = tuple(x.shape for x in batch.values())

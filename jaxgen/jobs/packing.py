@@ -1,0 +1,77 @@
+"""Several seeds of one run, trained together in one program; each leaves what a run of its own would leave."""
+
+import contextlib
+from collections.abc import Sequence
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from jaxgen.jobs import finetune, training
+from jaxgen.jobs.training import Ready, Run, finish, open_log, open_workdir, say, set_up
+from jaxgen.layers.variables import named_arrays
+from jaxgen.train.checkpoint import Checkpoints
+from jaxgen.train.evaluate import PredictionEvaluator
+from jaxgen.train.packed import Member, fit_packed
+
+
+def run_packed(configs: Sequence[ConfigDict], folder: str) -> None:
+    """Fine-tune under configs that differ in `seed` and `workdir` alone. What does not fit together runs one after the other.
+
+    Args:
+      folder: holds the progress of all, until they are finished.
+
+    Raises:
+      InputError: as the finetune job does.
+    """
+    open_workdir(_as_one(configs, folder))
+    runs = [finetune.prepare(config) for config in configs]
+    # One device per mesh: the seeds are what is divided over the devices.
+    mesh = training.make_mesh(dict.fromkeys(configs[0].mesh, 1), jax.local_devices()[:1])
+    ready = [set_up(config, run, mesh) for config, run in zip(configs, runs)]
+    if reason := _unlike(runs, ready):
+        say(f"one seed after the other: {reason}")
+        for config in configs:
+            finetune.run(config)
+        return
+    _train(configs, runs, ready, folder)
+
+
+def _as_one(configs: Sequence[ConfigDict], folder: str) -> ConfigDict:
+    """What binds the progress in `folder`; the seeds are in its name."""
+    config = ConfigDict(configs[0].to_dict())
+    config.workdir = folder
+    return config
+
+
+def _unlike(runs: Sequence[Run], ready: Sequence[Ready]) -> str:
+    """Why these runs cannot be one program; empty when they can."""
+    if jax.process_count() > 1:
+        return "packed seeds take one process"
+    if any(len(run.extra_result["buckets"]) > 1 for run in runs):
+        return "batches of several lengths, which differ between seeds (data.buckets=1 gives them one)"
+    first, shapes = ready[0], [{name: x.shape for name, x in named_arrays(r.state).items()} for r in ready]
+    if any(r.plan.steps != first.plan.steps or s != shapes[0] for r, s in zip(ready, shapes)):
+        return "another number of steps or parameters"
+    if any(run.extra_result["max_length"] != runs[0].extra_result["max_length"] for run in runs):
+        return "another length of the longest sequence (set data.max_length)"
+    return ""
+
+
+def _train(configs: Sequence[ConfigDict], runs: Sequence[Run], ready: Sequence[Ready], folder: str) -> None:
+    training.write_json(epath.Path(folder) / "config.json", _as_one(configs, folder).to_dict())
+    with contextlib.ExitStack() as stack:
+        members = []
+        for config, run, r in zip(configs, runs, ready):
+            log = stack.enter_context(open_log(config, run, r))
+            evaluators = {split: x for split, x in r.evaluators.items() if isinstance(x, PredictionEvaluator)}
+            members.append(Member(f"seed {config.seed}", r.state, run.stream, evaluators, log))
+        done = fit_packed(ready[0].program, members, ready[0].plan, folder, say=say)
+    for config, run, r, (fitted, results) in zip(configs, runs, ready, done):
+        checkpoints = Checkpoints(config.workdir)
+        position = {"step": fitted.best_step, "selection": {"best_step": fitted.best_step}}
+        checkpoints.save(fitted.state, position, best_step=fitted.best_step)  # for init_from
+        checkpoints.close()
+        finish(config, run, r, fitted, fitted.state, results, packed=len(configs))
+    if done:
+        epath.Path(folder).rmtree()
