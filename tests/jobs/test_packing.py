@@ -29,7 +29,8 @@ def test_packed_seeds_give_what_single_runs_give(root, tmp_path, model):  # noqa
     for seed in (1, 2, 3):
         name = f"{model}_{seed}"
         single, own = (json.loads((folder / name / "result.json").read_text()) for folder in (apart, together))
-        assert own.pop("packed") == 3 and own.keys() == single.keys()
+        assert own.pop("packed") == 3
+        assert own.keys() == single.keys()
         assert (own["steps"], own["seed"]) == (single["steps"], seed)
         histories = [[(r["step"], r["split"], r["loss"]) for r in read_history(folder / name)] for folder in (apart, together)]
         assert [h[:2] for h in histories[0]] == [h[:2] for h in histories[1]]
@@ -64,7 +65,8 @@ def test_an_interrupted_pack_goes_on_and_ends_with_the_same_bytes(root, tmp_path
 
     monkeypatch.setattr(packed.Progress, "update", stop_at_the_fifth)
     run(root, workdir, "cnn_smoke", 3)
-    assert not list(workdir.rglob("result.json")) and list((workdir / "packs").rglob("step_*"))
+    assert not list(workdir.rglob("result.json"))
+    assert list((workdir / "packs").rglob("step_*"))
     monkeypatch.setattr(packed.Progress, "update", settle)
     jax.clear_caches()
     cut = run(root, workdir, "cnn_smoke", 3)
@@ -99,5 +101,5 @@ def test_batches_of_several_lengths_run_one_after_the_other(tmp_path, capsys):
 
 
 def test_a_pack_of_no_seeds_is_refused(root, tmp_path):  # noqa: F811
-    with pytest.raises(InputError, match="benchmark.pack=0 must be at least 1"):
+    with pytest.raises(InputError, match=r"benchmark\.pack=0 must be at least 1"):
         benchmark.run(config(root, tmp_path / "none", benchmark__pack="0"))
