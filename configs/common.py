@@ -40,7 +40,8 @@ def get_config(variant: str = "") -> ConfigDict:
 
     c.data = ConfigDict()
     c.data.task = ""  # table, simulated_promoters, gue/tf_0, genomic_benchmarks/..., nt/..., nt_revised/...; empty for pre-training
-    c.data.path = ""  # table task: folder with train/dev/test tables, or one table; suites: their folder, or the task's
+    c.data.path = ""  # table task: folder with train/dev/test tables, or one table; suites: their folder, the task's, or one above both
+    c.data.sha256 = ""  # prepare: checksum of the archive data.path, in hexadecimal; empty = not checked
     c.data.sequence_column = "sequence"  # table task: name of the column with DNA
     c.data.label_column = "label"  # table task: name of the column with the label or value
     c.data.kind = "classification"  # table task: classification or regression

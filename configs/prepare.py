@@ -1,4 +1,4 @@
-"""Prepare data: --config.data.fasta=GENOME.fa (genome store; with .gtf= gene windows), or :TASK --config.data.path=FOLDER (ArrayRecord)."""
+"""Prepare data: --config.data.fasta=GENOME.fa (genome store; with .gtf= gene windows), or :TASK or :SUITE (download, or data.path)."""
 
 from ml_collections import ConfigDict
 

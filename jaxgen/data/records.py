@@ -75,6 +75,11 @@ def _metadata(task: Task) -> dict[str, Any]:
     }
 
 
+def records_folder(directory: str | os.PathLike) -> Path:
+    """Where `to_array_record` writes, below `directory`."""
+    return Path(directory) / _NAME / _VERSION
+
+
 def to_array_record(task: Task, directory: str | os.PathLike) -> Path:
     """Writes all splits of `task`; the folder appears only when complete.
 
@@ -84,7 +89,7 @@ def to_array_record(task: Task, directory: str | os.PathLike) -> Path:
     Raises:
         InputError: `directory` already holds records.
     """
-    folder = Path(directory) / _NAME / _VERSION
+    folder = records_folder(directory)
     if folder.exists():
         raise InputError(f"{folder}: already holds records; remove it or choose another folder")
     # Paths are absolute, since TFDS resolves relative ones differently when writing and when renaming.

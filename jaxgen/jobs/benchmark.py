@@ -172,7 +172,7 @@ def _run_config(config: ConfigDict, label: str, name: str, task: str, seed: int)
     run_config = ConfigDict(config.to_dict())
     run_config.job, run_config.seed = "finetune", seed
     run_config.model.name, run_config.data.task = name, task
-    run_config.data.path = task_path(config.data.path, task)
+    run_config.data.path = "" if task.startswith("simulated_") else config.data.path
     for setting in config.benchmark.settings:
         match = re.fullmatch(r"([^@:]+)@([^:]+):([\w.]+)=(.*)", setting)
         if not match:
@@ -183,15 +183,6 @@ def _run_config(config: ConfigDict, label: str, name: str, task: str, seed: int)
     run_config.benchmark = ConfigDict()  # the lists may grow without touching finished runs
     run_config.workdir = str(epath.Path(config.workdir) / "runs" / task / f"{label}_{seed}")
     return run_config.lock()
-
-
-def task_path(root: str, task: str) -> str:
-    """The folder of a task's suite below `root`, or `root` where there is none; simulated tasks read nothing."""
-    suite = task.partition("/")[0]
-    if task.startswith("simulated_"):
-        return ""
-    folder = epath.Path(root) / suite
-    return str(folder) if folder.is_dir() else root
 
 
 def share(packs: Sequence[list[Cell]], text: str) -> list[list[Cell]]:

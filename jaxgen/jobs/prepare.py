@@ -1,17 +1,24 @@
-"""Read raw data once and leave it ready: a genome as a memory-mapped store, a task as ArrayRecord files, gene windows as a table."""
+"""Fetch and read raw data once and leave them ready: genomes memory-mapped, tasks as ArrayRecord files, gene windows as a table."""
+
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from jaxgen.data import gene_windows
-from jaxgen.data.genome import Genome
-from jaxgen.data.records import to_array_record
+from jaxgen.data import downloads, gene_windows
+from jaxgen.data.genome import Genome, cache_root
+from jaxgen.data.records import records_folder, to_array_record
+from jaxgen.data.tasks.suite import card_of
+from jaxgen.data.tasks.suites import SUITES
 from jaxgen.errors import InputError
 from jaxgen.jobs.tasks import load_task
 from jaxgen.jobs.training import say
 
 
 def run(config: ConfigDict) -> int:
-    """Prepare `data.fasta` (into `data.cache`), `data.task` and the genes of `data.gtf` (into the workdir)."""
+    """Prepare `data.fasta` (into `data.cache`), `data.task` and the genes of `data.gtf` (into the workdir).
+
+    A suite's files that `data.path` does not give come from the hub; an archive is unpacked; `data.task` may be a whole suite.
+    """
     d = config.data
     if d.gtf and not d.fasta:
         raise InputError("data.gtf needs the genome that it annotates: --config.data.fasta=GENOME.fa")
@@ -30,8 +37,31 @@ def run(config: ConfigDict) -> int:
     if d.task:
         if not config.workdir:
             raise InputError("--workdir=DIR is missing: where should the records of the task go?")
-        task = load_task(config)
-        folder = to_array_record(task, config.workdir)
-        rows = ", ".join(f"{len(examples):,} {split}" for split, examples in task.splits.items())
-        say(f"{task.name}: {rows} in {folder}; train on them with --config.data.task=records --config.data.path={config.workdir}")
+        members = SUITES[d.task].tasks if d.task in SUITES else {}
+        for name in members or [None]:
+            _task(config, f"{d.task}/{name}" if name else d.task, config.workdir if not name else str(Path(config.workdir) / name))
+        if d.task.partition("/")[0] in SUITES and not d.path:
+            root = downloads.suites_root(d.cache)
+            say(f"the files are below {root}; fine-tune and benchmark on them with --config.data.path={root}")
     return 0
+
+
+def _task(config: ConfigDict, name: str, workdir: str) -> None:
+    """One task as records in `workdir`, with what its files are."""
+    config = ConfigDict(config.to_dict())
+    d = config.data
+    d.task, (suite, _, member) = name, name.partition("/")
+    if suite in SUITES and records_folder(workdir).exists():
+        say(f"{name}: records are there already, in {workdir}")
+        return
+    if not d.path and suite in SUITES:
+        d.path = str(downloads.download(card_of(suite, member), d.cache))
+    elif downloads.is_archive(d.path):
+        stem = Path(d.path).name.split(".")[0]
+        d.path = str(downloads.unpack(d.path, cache_root(d.cache) / "archives" / stem, d.sha256))
+    elif d.sha256:
+        raise InputError(f"data.sha256 is that of an archive, but data.path={d.path!r} is none (.zip, .tar, .tar.gz)")
+    task = load_task(config)
+    folder = to_array_record(task, workdir)
+    rows = ", ".join(f"{len(examples):,} {split}" for split, examples in task.splits.items())
+    say(f"{task.name}: {rows} in {folder}; train on them with --config.data.task=records --config.data.path={workdir}")

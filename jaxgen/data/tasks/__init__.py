@@ -19,6 +19,10 @@ _REGISTRY: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def _download_hint(family: str) -> str:
+    return "; configs/prepare.py:TASK downloads it" if _REGISTRY[family][0] == "suite" else ""
+
+
 def names() -> list[str]:
     """Names that `get` knows."""
     return sorted(_REGISTRY)
@@ -49,7 +53,9 @@ def get(name: str, *, path: str | None = None, seed: int = 1, **options: Any) ->
             options[key] = value
         elif key in accepted and accepted[key].default is inspect.Parameter.empty:
             raise InputError(
-                f"task {name!r} needs data.path: the file or folder to read" if key == "path" else f"task {name!r} needs {family}/NAME"
+                f"task {name!r} needs data.path: the file or folder to read{_download_hint(family)}"
+                if key == "path"
+                else f"task {name!r} needs {family}/NAME"
             )
     for key in options:
         if key not in accepted:

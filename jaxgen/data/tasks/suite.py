@@ -82,7 +82,8 @@ def target_of(card: Card) -> Target:
 
 
 def _folder(path: Path, card: Card) -> Path:
-    """The folder of the task under `path`, or `path` itself."""
+    """The folder of the task under `path` or the suite's folder in it, or `path` itself."""
+    path = path / card.suite if (path / card.suite).is_dir() else path
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; data.path is the folder of {SUITES[card.suite].title}, or of {card.name} alone")
     for candidate in (*(path / folder for folder in card.folders), *(path / folder / "data" for folder in card.folders), path):

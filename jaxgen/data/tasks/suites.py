@@ -160,7 +160,7 @@ def _gue() -> dict[str, Card]:
     cards = {}
     for name, folder, classes, length, train, dev, test in _rows(_GUE):
         rows = {"train": int(train), "dev": int(dev), "test": int(test)}
-        folders = (name, f"human_{name}", folder, f"GUE/{folder}")
+        folders = (name, f"human_{name}", folder, f"GUE/{folder}", f"GUE/{name}")
         cards[name] = Card("gue", name, _numbered(classes), int(length), rows, "mcc", folders)
     return cards
 

@@ -1,0 +1,139 @@
+"""Files of the benchmark suites: from the Hugging Face hub, or out of an archive, whole and verified or not at all."""
+
+import hashlib
+import os
+import shutil
+import tarfile
+import zipfile
+import zlib
+from pathlib import Path
+
+from jaxgen.data.genome import cache_root
+from jaxgen.data.tasks.suites import SUITES, Card
+from jaxgen.errors import InputError
+
+_TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".fna", ".fna.gz", ".fa", ".fasta")
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_BLOCK = 1 << 20
+
+
+def is_archive(path: str | Path) -> bool:
+    """Whether `unpack` takes the file, by its name."""
+    return str(path).endswith(_ARCHIVES)
+
+
+def suites_root(cache: str = "") -> Path:
+    """Where `download` leaves the suites, each in a folder of its name. `cache`: empty = $JAXGEN_CACHE or ~/.cache/jaxgen."""
+    return cache_root(cache) / "suites"
+
+
+def download(card: Card, cache: str = "") -> Path:
+    """The files of a task from its suite's repository on the hub; an interrupted download goes on, what is there already stays.
+
+    Returns:
+        the folder to give as `data.path`: that of the suite.
+
+    Raises:
+        InputError: no network, no such repository, none of its files belongs to the task, or a file of another size or SHA-256 than the
+            hub states.
+    """
+    import huggingface_hub  # slow to import, and needed here only
+
+    hub, suite = SUITES[card.suite].hub, suites_root(cache) / card.suite
+    repository, folder = hub.format(name=card.name), suite / card.name if "{name}" in hub else suite
+    chosen: list[str] = []
+    try:
+        info = huggingface_hub.HfApi().dataset_info(repository, files_metadata=True)
+        files = {file.rfilename: file for file in info.siblings or []}
+        chosen = _files_of(card, sorted(files))
+        if chosen:
+            huggingface_hub.snapshot_download(repository, repo_type="dataset", revision=info.sha, allow_patterns=chosen, local_dir=folder)
+    except Exception as error:  # network, HTTP and hub errors have no common base
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"{card.suite}/{card.name}: not to be had from {repository} on the hub ({type(error).__name__}: {reason}); "
+            "run the same command again to go on, or give --config.data.path=FOLDER"
+        ) from error
+    if not chosen:
+        shown = ", ".join(sorted(files)[:5])
+        raise InputError(f"{repository} on the hub has no files of {card.name} (it has {shown} ...); give --config.data.path=FOLDER")
+    for name in chosen:
+        lfs = files[name].lfs
+        _verify(folder / name, files[name].size, lfs.sha256 if lfs else "")
+        if is_archive(name):
+            unpack(folder / name, folder / Path(name).name.split(".")[0])
+    return suite
+
+
+def _files_of(card: Card, names: list[str]) -> list[str]:
+    """Tables in a folder of the task; else the suite's archive; else, in a repository of this task alone, all tables."""
+    tables = [name for name in names if name.endswith(_TABLES)]
+    if "{name}" in SUITES[card.suite].hub:
+        return tables
+    own = [name for name in tables if any(f"/{folder}/" in f"/{name}" for folder in card.folders)]
+    return own or [name for name in names if is_archive(name)][:1]
+
+
+def _verify(path: Path, size: int | None, sha256: str) -> None:
+    """Removes a file that is not what it should be, so that the next attempt fetches it anew."""
+    found = path.stat().st_size
+    problem = f"{found:,} bytes instead of {size:,}" if size is not None and found != size else ""
+    if not problem and sha256 and (digest := file_sha256(path)) != sha256:
+        problem = f"SHA-256 {digest[:12]}... instead of {sha256[:12]}..."
+    if problem:
+        path.unlink()
+        raise InputError(f"{path}: damaged download, {problem}; it was removed, run the same command again")
+
+
+def file_sha256(path: str | Path) -> str:
+    """In hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def unpack(archive: str | Path, folder: Path, sha256: str = "") -> Path:
+    """`folder` with the contents of a .zip or .tar archive, unpacked once; a single folder at its top is left out.
+
+    Args:
+        sha256: what the archive must have, in hexadecimal; empty = not checked.
+
+    Raises:
+        InputError: no such file, another checksum, an archive cut short or damaged, or one that writes outside its folder.
+    """
+    archive = Path(archive)
+    if not archive.is_file():
+        raise InputError(f"{archive}: no such file")
+    digest = file_sha256(archive)
+    if sha256 and digest != sha256.lower():
+        raise InputError(f"{archive}: SHA-256 is {digest}, not {sha256.lower()}; download it again")
+    mark = folder / ".archive-sha256"
+    if mark.exists() and mark.read_text() == digest:
+        return folder
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        unfinished.mkdir(parents=True)
+        _extract(archive, unfinished)
+        top = list(unfinished.iterdir())
+        whole = top[0] if len(top) == 1 and top[0].is_dir() else unfinished
+        (whole / mark.name).write_text(digest)
+        shutil.rmtree(folder, ignore_errors=True)
+        whole.rename(folder)
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, ValueError) as error:
+        raise InputError(f"{archive}: not a whole archive ({error}); download it again") from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive) as file:
+            if any(Path(name).is_absolute() or ".." in Path(name).parts for name in file.namelist()):
+                raise ValueError("a name in it leads outside")
+            file.extractall(folder)  # checks the CRC of every file
+    else:
+        with tarfile.open(archive) as file:
+            file.extractall(folder, filter="data")
