@@ -143,6 +143,8 @@ class _Fields:
             raise InputError(f"{where}: no rows in the {name} split" + "".join(f" ({note})" for note in found))
         if len(set(labels)) < 2:
             raise InputError(f"{where}: all {len(labels)} rows of {name} have the label {labels[0]}; the probe needs both classes")
+        negative = sum(distance < 0 for distance in distances)
+        found = [*found, *([f"{negative:,} rows with a negative distance, which no bucket holds"] if negative else [])]
         notes = (f"{name}: {len(labels):,} rows, {sum(labels):,} with an effect", *(f"{name}: {note}" for note in found))
         arrays = np.array(labels, np.int8), np.array(chromosomes, np.int16), np.array(tissues), np.array(distances, np.int64)
         return EqtlSplit(*arrays, length, read, self.content.hexdigest(), notes)
@@ -211,7 +213,7 @@ def _middle(texts: Sequence[bytes], length: int) -> np.ndarray:
 
 
 def _is_known(ref: np.ndarray) -> bool:
-    return np.count_nonzero(ref == ord("N")) < MOST_N * len(ref)
+    return int((ref == ord("N")).sum()) < MOST_N * len(ref)
 
 
 def _found(unknown: int, same: int) -> list[str]:

@@ -139,12 +139,14 @@ class VariantEmbedder(nnx.Module):
         else:
             forward, reverse = jnp.moveaxis(self.strands(hidden[0]), -1, 0)
             reverse = jnp.flip(reverse, 1) if self.turned_back else reverse
-        embeddings = [
-            allele_embedding(*jnp.split(stream, 2), batch["index"], self.window_bp, self.bp_per_token) for stream in (forward, reverse)
-        ]
+        embeddings = [self._embedding(stream, batch["index"]) for stream in (forward, reverse)]
         apart = [distances(*jnp.split(embedding, 2, axis=-1)) for embedding in embeddings]
         columns = [sum(ratios) / len(ratios), *(sum(one[name] for one in apart) / 2 for name in ("l2", "l1", "cosine"))]
         return *embeddings, jnp.stack([jnp.asarray(column, jnp.float32) for column in columns], axis=1)
+
+    def _embedding(self, hidden: jax.Array, index: jax.Array) -> jax.Array:
+        ref, alt = jnp.split(hidden, 2)
+        return allele_embedding(ref, alt, index, self.window_bp, self.bp_per_token)
 
 
 def log_likelihood_ratio(

@@ -16,7 +16,10 @@ from ml_collections import ConfigDict
 
 from jaxgen.data.embeddings import EmbeddingFile
 from jaxgen.data.segments import STRANDS, Encoder, Plan, Step
-from jaxgen.jobs.training import ModelSpec, sized_for, with_pretrained
+from jaxgen.errors import InputError
+from jaxgen.jobs.tokenizer import choose_tokenizer
+from jaxgen.jobs.training import ModelSpec, model_spec, say, sized_for, with_pretrained
+from jaxgen.tokenizers import Tokenizer
 from jaxgen.train.logging import write_json
 from jaxgen.train.progress import Progress
 from jaxgen.train.sharding import put_batch
@@ -32,6 +35,27 @@ def enlarged(config: ConfigDict, spec: ModelSpec, encoder: Encoder) -> ModelSpec
         return spec
     most = max(int(encoder.lengths(turn).max()) for turn in STRANDS.get(config.embed.strand, (0,)))
     return sized_for(config, spec, most) if most > spec.family.longest(spec.config) > 0 else spec
+
+
+def variant_model(config: ConfigDict) -> tuple[ModelSpec, Tokenizer]:
+    """The model of a job that reads the alleles of variants, and its tokenizer.
+
+    Raises:
+      InputError: no model, one without hidden states of tokens, or one of byte pairs.
+    """
+    if not config.model.name and not config.init_from:
+        raise InputError(f"no model: give configs/{config.job}.py:MODEL or --config.init_from=WEIGHTS")
+    spec = model_spec(config)
+    if spec.family.emits != "hidden" or spec.family.inputs != "tokens":
+        raise InputError(f"model {spec.family.name!r} reads no tokens or has no hidden states; choose a language model")
+    tokenizer = choose_tokenizer(config, spec, [])
+    if "bpe" in tokenizer.name:
+        raise InputError(
+            f"model {spec.family.name!r} reads byte pairs, whose tokens change far from a variant; choose one of bases or k-mers"
+        )
+    if spec.arrays is None:
+        say("note: the weights are random; give trained ones with --config.init_from")
+    return spec, tokenizer
 
 
 def load(config: ConfigDict, spec: ModelSpec, mesh: Mesh, wrap: Callable[[nnx.Module], nnx.Module]) -> tuple[nnx.GraphDef, TrainState]:

@@ -1,8 +1,10 @@
 """Score the variants of a VCF: likelihood ratio, embedding distances, predictions of a fine-tuned head; TSV and VCF out, resumable."""
 
 import dataclasses
+import functools
 import hashlib
 import json
+import operator
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,8 @@ from jaxgen.heads.decoder import SequenceHead
 from jaxgen.heads.predictor import SequencePredictor
 from jaxgen.heads.variant import VariantScorer
 from jaxgen.jobs import training
-from jaxgen.jobs.inference import compiled, first_row, load, run_in_order, start_rows
-from jaxgen.jobs.tokenizer import choose_tokenizer
-from jaxgen.jobs.training import ModelSpec, model_spec, open_workdir, say, sized_for
+from jaxgen.jobs.inference import compiled, first_row, load, run_in_order, start_rows, variant_model
+from jaxgen.jobs.training import ModelSpec, open_workdir, say, sized_for
 from jaxgen.layers.variables import named_arrays, with_arrays
 from jaxgen.tokenizers import Tokenizer
 from jaxgen.train.logging import environment, write_atomic, write_result
@@ -77,7 +78,7 @@ def run(config: ConfigDict) -> int:
         say(f"resumed: {min(first_row(done, rows), len(variants)):,} alleles are there already")
 
     def mean(views: list[dict[str, np.ndarray]]) -> list[jax.Array]:
-        return [sum(score(view) for view in views) / len(views)]
+        return [functools.reduce(operator.add, map(score, views)) / len(views)]
 
     tokens = 2 * rows * windows.width * len(windows.views)
     rate = run_in_order(len(variants), rows, windows.batches(first_row(done, rows), rows), mean, [file], done, digest, tokens)
@@ -147,19 +148,9 @@ class Windows:
 def _prepare(config: ConfigDict, genome: Genome, variants: Variants) -> tuple[ModelSpec, Tokenizer, Windows]:
     """The model, its tokenizer, and the windows that it reads."""
     v = config.variants
-    if not config.model.name and not config.init_from:
-        raise InputError("no model: give configs/score_variants.py:MODEL or --config.init_from=WEIGHTS")
-    spec = model_spec(config)
-    if spec.family.emits != "hidden" or spec.family.inputs != "tokens":
-        raise InputError(f"model {spec.family.name!r} reads no tokens or has no hidden states; choose a language model")
-    tokenizer = choose_tokenizer(config, spec, [])
-    if "bpe" in tokenizer.name:
-        raise InputError(
-            f"model {spec.family.name!r} reads byte pairs, whose tokens change far from a variant; choose one of bases or k-mers"
-        )
+    spec, tokenizer = variant_model(config)
     windows = Windows(genome, variants, tokenizer, spec.family.special_tokens, v.length, v.strand, v.shifts)
     if spec.arrays is None:
-        say("note: the weights are random; give trained ones with --config.init_from")
         spec = sized_for(config, spec, windows.width)
     longest = spec.family.longest(spec.config)
     if longest and windows.width > longest:
