@@ -139,10 +139,10 @@ class VariantEmbedder(nnx.Module):
         else:
             forward, reverse = jnp.moveaxis(self.strands(hidden[0]), -1, 0)
             reverse = jnp.flip(reverse, 1) if self.turned_back else reverse
-        embeddings = [self._embedding(stream, batch["index"]) for stream in (forward, reverse)]
-        apart = [distances(*jnp.split(embedding, 2, axis=-1)) for embedding in embeddings]
+        forward, reverse = (self._embedding(stream, batch["index"]) for stream in (forward, reverse))
+        apart = [distances(*jnp.split(embedding, 2, axis=-1)) for embedding in (forward, reverse)]
         columns = [sum(ratios) / len(ratios), *(sum(one[name] for one in apart) / 2 for name in ("l2", "l1", "cosine"))]
-        return *embeddings, jnp.stack([jnp.asarray(column, jnp.float32) for column in columns], axis=1)
+        return forward, reverse, jnp.stack([jnp.asarray(column, jnp.float32) for column in columns], axis=1)
 
     def _embedding(self, hidden: jax.Array, index: jax.Array) -> jax.Array:
         ref, alt = jnp.split(hidden, 2)
