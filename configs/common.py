@@ -162,9 +162,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.probe.window = 1536  # bases around the variant whose hidden states are averaged
     c.probe.batch_size = 8  # variants per step, over all devices
     c.probe.zero_shot = True  # also log-likelihood ratios, for which a masked model reads every strand once more
-    c.probe.streams = (
-        "auto"  # of the SVM: forward, average (of both strands), average_test (in test alone), auto = as published for the model
-    )
+    c.probe.streams = "auto"  # strands that the SVM reads: forward, average, average_test (average in test alone), auto = as published
     c.probe.use_tissue = True  # the number of the tissue is an input of the SVM
     c.probe.strengths = (1.0, 5.0, 10.0)  # values of C
     c.probe.seeds = (1, 2, 3, 4, 5)  # of the training rows
