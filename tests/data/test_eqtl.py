@@ -174,6 +174,21 @@ def test_missing_files_and_wrong_parquet(tmp_path):
         load_eqtl(tmp_path, 30)
 
 
+def test_broken_tables_are_one_line(tmp_path):
+    folder(tmp_path, make_rows(200))
+    whole = gzip.compress((tmp_path / "train.csv").read_bytes())
+    (tmp_path / "train.csv").unlink()
+    (tmp_path / "train.csv.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="truncated or corrupt gzip file"):
+        load_eqtl(tmp_path)
+    (tmp_path / "train.csv.gz").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="not UTF-8 text"):
+        load_eqtl(tmp_path)
+    (tmp_path / "train.csv.gz").write_text(",".join(HEADER) + "\n")
+    with pytest.raises(InputError, match="empty table"):
+        load_eqtl(tmp_path)
+
+
 def test_parquet_lacks_a_column(tmp_path):
     parquet.write_table(pa.table({"chromosome": ["1"]}), tmp_path / "a.parquet")
     with pytest.raises(InputError, match="no column 'tissue'"):
