@@ -18,7 +18,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.init_from = ""  # start from these weights: checkpoint folder, hub id, or workdir of an earlier run; empty = from scratch
     c.paths = ()  # inputs of jobs that take several folders (verify)
     c.precision = "float32"  # compute dtype: float32 or bfloat16; parameters, norms, FFTs and losses are always float32
-    c.faithful = False  # reproduce the published scripts with their leaks and quirks (crossval); false = sound, see docs/tf_perturbation.md
+    c.faithful = False  # reproduce the published scripts with their leaks and quirks (crossval, probe_variants); false = sound, see docs
     c.compile_cache = "auto"  # folder of compiled programs; auto = ~/.cache/jaxgen/xla (or $JAXGEN_CACHE), empty = off
 
     c.model = ConfigDict()
@@ -159,6 +159,26 @@ def get_config(variant: str = "") -> ConfigDict:
     c.variants.window = 0  # bases around the variant whose hidden states are averaged for the distances; 0 = the whole window
     c.variants.batch_size = 32  # alleles per step, over all devices
     c.variants.write_vcf = False  # also write the VCF with INFO fields JG_LLR, JG_L2, ...
+
+    # probe_variants: does a variant change expression? Tables train and test in the folder data.path; empty = simulated.
+    c.probe = ConfigDict()
+    c.probe.length = 0  # bases of a window, the variant in the middle; 0 = the sequences of the tables as they are
+    c.probe.window = 1536  # bases around the variant whose hidden states are averaged
+    c.probe.batch_size = 8  # variants per step, over all devices
+    c.probe.zero_shot = True  # also log-likelihood ratios, for which a masked model reads every strand once more
+    c.probe.streams = "auto"  # strands that the SVM reads: forward, average, average_test (average in test alone), auto = as published
+    c.probe.use_tissue = True  # the number of the tissue is an input of the SVM
+    c.probe.strengths = (1.0, 5.0, 10.0)  # values of C
+    c.probe.seeds = (1, 2, 3, 4, 5)  # of the training rows
+    c.probe.rows = 5000  # training rows per seed, with replacement where a bucket of distances has fewer
+    c.probe.validation = 0.2  # share of train, in whole chromosomes, that chooses C; faithful chooses it on test
+    c.probe.n_jobs = 0  # SVMs fitted at the same time; 0 = one per core
+    c.probe.simulated = ConfigDict()  # what is simulated when data.path is empty
+    c.probe.simulated.train = 1500  # rows
+    c.probe.simulated.test = 600  # rows
+    c.probe.simulated.length = 256  # bases per window
+    c.probe.simulated.window = 24  # bases around the variant, in place of probe.window
+    c.probe.simulated.flips = 0.05  # share of labels turned at random, which bounds what is attainable
 
     c.perturbation = ConfigDict()  # crossval: expression changes of genes under perturbation of transcription factors (TFs)
     c.perturbation.methods = ("all",)  # all, or some of lel_nt, lel_pca, mlp_nt, mlp_hyena, concat, xgboost, nt_ia3; mean runs always

@@ -1,5 +1,6 @@
 """Delimited tables of sequences and labels, read in one pass with every mistake named by file, line and column."""
 
+import contextlib
 import csv
 import gzip
 import io
@@ -7,7 +8,7 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -22,6 +23,7 @@ _DELIMITER_NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 # IUPAC nucleotide letters; U is written as T once read.
 LETTERS = b"ACGTUNRYSWKMBDHV"
 _LEGAL = LETTERS + LETTERS.lower()
+_GZIP = b"\x1f\x8b"
 _U_TO_T = bytes.maketrans(b"Uu", b"Tt")
 
 
@@ -58,17 +60,11 @@ def read_text(path: str | os.PathLike) -> str:
     Raises:
         InputError: missing or unreadable file, truncated or corrupt gzip, or content that is not UTF-8 text.
     """
-    try:
+    with _readable(path):
         with open(path, "rb") as file:
             data = file.read()
-        if data[:2] == b"\x1f\x8b":
+        if data[:2] == _GZIP:
             data = gzip.decompress(data)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path}: truncated or corrupt gzip file ({error})") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     if b"\0" in data:
         raise InputError(f"{path}: not a text table (NUL bytes); expected UTF-8 CSV or TSV, plain or gzip")
     try:
@@ -86,30 +82,79 @@ def read_columns(path: str | os.PathLike, *names: str, optional: Sequence[str] =
     Raises:
         InputError: see `read_text`; unknown table type, wrong delimiter, missing or repeated column, ragged row, empty table.
     """
+    delimiter = _delimiter(path)
+    rows = _parse(path, io.StringIO(read_text(path), newline=""), delimiter, names, optional)
+    wanted = next(rows)[1]
+    columns: list[list[str]] = [[] for _ in wanted]
+    lines: list[int] = []
+    for line, cells in rows:
+        lines.append(line)
+        for column, cell in zip(columns, cells):
+            column.append(cell)
+    return dict(zip(wanted, columns)), lines
+
+
+def stream_columns(path: str | os.PathLike, *names: str, optional: Sequence[str] = ()) -> Iterator[tuple[int, list[str]]]:
+    """The table of `read_columns` row by row, for files that memory would not hold.
+
+    Yields (line number, cells), stripped; the first item is the names of the columns.
+
+    Raises:
+        InputError: see `read_columns`.
+    """
+    delimiter = _delimiter(path)
+    with _readable(path):
+        with open(path, "rb") as file:
+            is_gzip = file.read(2) == _GZIP
+        with (gzip.open if is_gzip else open)(path, "rt", encoding="utf-8-sig", newline="") as text:
+            yield from _parse(path, text, delimiter, names, optional)
+
+
+@contextlib.contextmanager
+def _readable(path: str | os.PathLike) -> Iterator[None]:
+    """What goes wrong while a file is read, in one line."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path}: truncated or corrupt gzip file ({error})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error.reason}); expected CSV or TSV, plain or gzip") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _delimiter(path: str | os.PathLike) -> str:
     delimiter = DELIMITERS.get(table_suffix(path))
     if delimiter is None:
         raise InputError(f"{path}: unknown table type; expected a name ending in {', '.join(DELIMITERS)} (or one of them + .gz)")
+    return delimiter
+
+
+def _parse(
+    path: str | os.PathLike, text: Iterable[str], delimiter: str, names: Sequence[str], optional: Sequence[str]
+) -> Iterator[tuple[int, list[str]]]:
+    """(line, names of the columns), then (line, cells) of every row that is not blank."""
     csv.field_size_limit(sys.maxsize)  # sequences may be longer than csv's default of 131072 characters
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
-    lines: list[int] = []
+    reader = csv.reader(text, delimiter=delimiter)
+    empty = True
     try:
         header = [name.strip() for name in next(reader, [])]
         wanted = [*names, *(name for name in optional if name in header)]
         indices = _columns(path, header, delimiter, wanted)
-        columns: list[list[str]] = [[] for _ in indices]
+        yield reader.line_num, wanted
         for row in reader:
             if len(row) != len(header):
                 if not row:
                     continue
                 raise InputError(f"{path}:{reader.line_num}: {len(row)} columns, but the header has {len(header)} ({', '.join(header)})")
-            for column, index in zip(columns, indices):
-                column.append(row[index].strip())
-            lines.append(reader.line_num)
+            empty = False
+            yield reader.line_num, [row[index].strip() for index in indices]
     except csv.Error as error:
         raise InputError(f"{path}:{reader.line_num}: {error}") from None
-    if not lines:
-        raise InputError(f"{path}: empty table (a header but no rows)" if header else f"{path}: empty file")
-    return dict(zip(wanted, columns)), lines
+    if empty:
+        raise InputError(f"{path}: empty table (a header but no rows)")
 
 
 def read_table(path: str | os.PathLike, sequence_column: str = "sequence", label_column: str | None = "label") -> Table:

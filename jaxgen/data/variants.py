@@ -56,28 +56,49 @@ def read_variants(path: str | Path, genome: Genome) -> Variants:
     skipped: Counter[str] = Counter()
     for record in _records(path):
         where = f"{path}: {record.chrom}:{record.pos}"
-        ref, contig = (record.ref or "").upper().encode(), genome.contig_id(record.chrom)
-        if not _BASES.fullmatch(ref):
-            raise InputError(f"{where}: REF {record.ref!r} is not a sequence of bases")
-        end = record.start + len(ref)
-        if end > genome.contigs[record.chrom]:
-            raise InputError(f"{where}: lies beyond the {genome.contigs[record.chrom]:,} bases of {record.chrom} in {genome.path}")
-        found = genome.fetch(record.chrom, record.start, end).tobytes().upper()
-        if found != ref:
-            raise InputError(f"{where}: REF is {_short(ref)}, but {genome.path} has {_short(found)} there; is it the same assembly?")
+        contig, ref = genome.contig_id(record.chrom), checked_reference(genome, record.chrom, record.start, record.ref or "", where)
         if not record.alts:
             skipped["no alternative allele"] += 1
         for alt in record.alts or ():
-            letters = alt.upper().encode()
             if _is_symbolic(alt):
                 skipped["symbolic allele"] += 1
-            elif not _BASES.fullmatch(letters):
-                raise InputError(f"{where}: ALT {alt!r} is not a sequence of bases")
-            else:
-                for column, value in zip(columns, (contig, record.start, ref, letters, record.id or ".")):
-                    column.append(value)
+                continue
+            for column, value in zip(columns, (contig, record.start, ref, allele(alt, "ALT", where), record.id or ".")):
+                column.append(value)
     contigs, positions, refs, alts, names = columns
     return Variants(np.array(contigs, np.int32), np.array(positions, np.int64), refs, alts, names, dict(skipped))
+
+
+def checked_reference(genome: Genome, contig: str, start: int, ref: str, where: str) -> bytes:
+    """The reference allele in upper case.
+
+    Args:
+        start: 0-based, of its first base.
+        where: names the record in messages.
+
+    Raises:
+        InputError: letters that are no bases, a position outside the contig, or other bases in the genome.
+    """
+    letters = allele(ref, "REF", where)
+    end = start + len(letters)
+    if start < 0 or end > genome.contigs[contig]:
+        raise InputError(f"{where}: lies beyond the {genome.contigs[contig]:,} bases of {contig} in {genome.path}")
+    found = genome.fetch(contig, start, end).tobytes().upper()
+    if found != letters:
+        raise InputError(f"{where}: REF is {_short(letters)}, but {genome.path} has {_short(found)} there; is it the same assembly?")
+    return letters
+
+
+def allele(text: str, what: str, where: str) -> bytes:
+    """An allele in upper case.
+
+    Raises:
+        InputError: letters that are no bases.
+    """
+    letters = text.upper().encode()
+    if not _BASES.fullmatch(letters):
+        raise InputError(f"{where}: {what} {text!r} is not a sequence of bases")
+    return letters
 
 
 def _is_symbolic(alt: str) -> bool:

@@ -1,6 +1,6 @@
 """What a variant does to hidden states: the window average of the published eQTL probe, and distances between alleles."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -81,25 +81,95 @@ class VariantScorer(nnx.Module):
         else:
             pooled = pool(output.hidden, "mean", mask)
         apart = distances(*jnp.split(pooled, 2))
-        columns = [self._ratio(batch, output.logits), apart["l2"], apart["cosine"]]
+        ratio = log_likelihood_ratio(self.backbone, output.logits, batch, causal=self.causal, masked=self.masked, mask_id=self.mask_id)
+        columns = [ratio, apart["l2"], apart["cosine"]]
         predictions = output.predictions if self.head is None else self.head({"tokens": tokens, "mask": mask}, train=False)
         if predictions is not None:
             columns += [x[:, i] for x in jnp.split(predictions, 2) for i in range(x.shape[1])]
         return jnp.stack([column.astype(jnp.float32) for column in columns], axis=1)
 
-    def _ratio(self, batch: Mapping[str, jax.Array], logits: jax.Array | None) -> jax.Array:
-        ref, alt = batch["tokens"][..., 0], batch["tokens"][..., 1]
-        if logits is None:
-            return jnp.full(len(ref), jnp.nan)
-        if self.causal:
-            mask = jnp.concatenate([batch["mask"][..., 0], batch["mask"][..., 1]])[:, 1:]
-            likely = log_probability(logits[:, :-1], jnp.concatenate([ref, alt])[:, 1:])
-            before, after = jnp.split(jnp.where(mask, likely, 0).sum(1), 2)
-            return after - before
-        differ = ref != alt
-        hidden = self.backbone(jnp.where(differ, self.mask_id, ref), mask=batch["mask"][..., 0] if self.masked else None).logits
-        ratio = jnp.where(differ, log_probability(hidden, alt) - log_probability(hidden, ref), 0).sum(1)
-        return jnp.where(batch["aligned"], ratio, jnp.nan)
+
+class VariantEmbedder(nnx.Module):
+    """What the eQTL probe reads: both alleles -> float32 (batch, 2 * features) of either strand, and (batch, 4) zero-shot scores.
+
+    The batch has `tokens` int (batch, length, 2, s), without padding, reference and alternative on the third axis, and on the last the
+    forward strand and, for a backbone that reads one strand, the reverse complement; `index` int (batch,), the token of the variant on the
+    forward strand; and `aligned` as for `VariantScorer`.
+
+    The embeddings are those of `allele_embedding`. Hidden states of the reverse complement are turned along the length first, so that a
+    position is the same base in both. Scores, each the mean over the strands that were read: log-likelihood ratio as of `VariantScorer`,
+    and L2, L1 and cosine distance between the window averages.
+
+    Args:
+      strands: as of the family; None for a backbone that reads one strand.
+      causal: as of the family.
+      mask_id: what hides a token under a masked model.
+      window_bp: bases of the window.
+      bp_per_token: bases that a token stands for.
+      ratio: whether to compute the ratio, for which a masked model runs again; otherwise it is NaN.
+      turned_back: whether the second strand of `strands` is turned along the length too; the published pipeline forgets it.
+    """
+
+    def __init__(
+        self,
+        backbone: nnx.Module,
+        *,
+        strands: Callable[[jax.Array], jax.Array] | None,
+        causal: bool,
+        mask_id: int,
+        window_bp: int,
+        bp_per_token: int,
+        ratio: bool,
+        turned_back: bool,
+    ):
+        self.backbone, self.strands, self.causal, self.mask_id = backbone, strands, causal, mask_id
+        self.window_bp, self.bp_per_token, self.ratio, self.turned_back = window_bp, bp_per_token, ratio, turned_back
+
+    def __call__(self, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        hidden, ratios = [], []
+        for tokens in jnp.moveaxis(batch["tokens"], -1, 0):
+            output = self.backbone(jnp.concatenate([tokens[..., 0], tokens[..., 1]]), mask=None)
+            hidden.append(output.hidden)
+            one = {"tokens": tokens, "mask": jnp.ones(tokens.shape, bool), "aligned": batch["aligned"]}
+            logits = output.logits if self.ratio else None
+            ratios.append(log_likelihood_ratio(self.backbone, logits, one, causal=self.causal, masked=False, mask_id=self.mask_id))
+        if self.strands is None:
+            forward, reverse = hidden
+            reverse = jnp.flip(reverse, 1)
+        else:
+            forward, reverse = jnp.moveaxis(self.strands(hidden[0]), -1, 0)
+            reverse = jnp.flip(reverse, 1) if self.turned_back else reverse
+        forward, reverse = (self._embedding(stream, batch["index"]) for stream in (forward, reverse))
+        apart = [distances(*jnp.split(embedding, 2, axis=-1)) for embedding in (forward, reverse)]
+        columns = [sum(ratios) / len(ratios), *(sum(one[name] for one in apart) / 2 for name in ("l2", "l1", "cosine"))]
+        return forward, reverse, jnp.stack([jnp.asarray(column, jnp.float32) for column in columns], axis=1)
+
+    def _embedding(self, hidden: jax.Array, index: jax.Array) -> jax.Array:
+        ref, alt = jnp.split(hidden, 2)
+        return allele_embedding(ref, alt, index, self.window_bp, self.bp_per_token)
+
+
+def log_likelihood_ratio(
+    backbone: nnx.Module, logits: jax.Array | None, batch: Mapping[str, jax.Array], *, causal: bool, masked: bool, mask_id: int
+) -> jax.Array:
+    """float32 (batch,): of the alternative against the reference, in nats; see `VariantScorer`.
+
+    Args:
+      logits: (2 * batch, length, vocabulary), of all references and then of all alternatives; None gives NaN.
+      batch: `tokens`, `mask` and `aligned`.
+    """
+    ref, alt = batch["tokens"][..., 0], batch["tokens"][..., 1]
+    if logits is None:
+        return jnp.full(len(ref), jnp.nan)
+    if causal:
+        mask = jnp.concatenate([batch["mask"][..., 0], batch["mask"][..., 1]])[:, 1:]
+        likely = log_probability(logits[:, :-1], jnp.concatenate([ref, alt])[:, 1:])
+        before, after = jnp.split(jnp.where(mask, likely, 0).sum(1), 2)
+        return after - before
+    differ = ref != alt
+    hidden = backbone(jnp.where(differ, mask_id, ref), mask=batch["mask"][..., 0] if masked else None).logits
+    ratio = jnp.where(differ, log_probability(hidden, alt) - log_probability(hidden, ref), 0).sum(1)
+    return jnp.where(batch["aligned"], ratio, jnp.nan)
 
 
 def log_probability(logits: jax.Array, tokens: jax.Array) -> jax.Array:

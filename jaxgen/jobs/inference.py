@@ -1,7 +1,8 @@
 """What the jobs share that run a model over the sequences of a file: its weights on the mesh, and rows written as they are done."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,17 @@ from ml_collections import ConfigDict
 
 from jaxgen.data.embeddings import EmbeddingFile
 from jaxgen.data.segments import STRANDS, Encoder, Plan, Step
-from jaxgen.jobs.training import ModelSpec, sized_for, with_pretrained
+from jaxgen.errors import InputError
+from jaxgen.jobs.tokenizer import choose_tokenizer
+from jaxgen.jobs.training import ModelSpec, model_spec, say, sized_for, with_pretrained
+from jaxgen.tokenizers import Tokenizer
 from jaxgen.train.logging import write_json
 from jaxgen.train.progress import Progress
 from jaxgen.train.sharding import put_batch
 from jaxgen.train.state import TrainState, init_state
 
 Batch = Mapping[str, np.ndarray]
+RECORD_EVERY = 8  # batches of `run_in_order` after which its rows are safe on the disk: a part
 
 
 def enlarged(config: ConfigDict, spec: ModelSpec, encoder: Encoder) -> ModelSpec:
@@ -30,6 +35,27 @@ def enlarged(config: ConfigDict, spec: ModelSpec, encoder: Encoder) -> ModelSpec
         return spec
     most = max(int(encoder.lengths(turn).max()) for turn in STRANDS.get(config.embed.strand, (0,)))
     return sized_for(config, spec, most) if most > spec.family.longest(spec.config) > 0 else spec
+
+
+def variant_model(config: ConfigDict) -> tuple[ModelSpec, Tokenizer]:
+    """The model of a job that reads the alleles of variants, and its tokenizer.
+
+    Raises:
+      InputError: no model, one without hidden states of tokens, or one of byte pairs.
+    """
+    if not config.model.name and not config.init_from:
+        raise InputError(f"no model: give configs/{config.job}.py:MODEL or --config.init_from=WEIGHTS")
+    spec = model_spec(config)
+    if spec.family.emits != "hidden" or spec.family.inputs != "tokens":
+        raise InputError(f"model {spec.family.name!r} reads no tokens or has no hidden states; choose a language model")
+    tokenizer = choose_tokenizer(config, spec, [])
+    if "bpe" in tokenizer.name:
+        raise InputError(
+            f"model {spec.family.name!r} reads byte pairs, whose tokens change far from a variant; choose one of bases or k-mers"
+        )
+    if spec.arrays is None:
+        say("note: the weights are random; give trained ones with --config.init_from")
+    return spec, tokenizer
 
 
 def load(config: ConfigDict, spec: ModelSpec, mesh: Mesh, wrap: Callable[[nnx.Module], nnx.Module]) -> tuple[nnx.GraphDef, TrainState]:
@@ -42,19 +68,19 @@ def load(config: ConfigDict, spec: ModelSpec, mesh: Mesh, wrap: Callable[[nnx.Mo
     return graphdef, state if spec.arrays is None else with_pretrained(state, spec.arrays)
 
 
-def compiled(graphdef: nnx.GraphDef, state: TrainState, mesh: Mesh) -> tuple[Callable[[Batch], jax.Array], Callable[..., Any]]:
+def compiled(graphdef: nnx.GraphDef, state: TrainState, mesh: Mesh) -> tuple[Callable[[Batch], Any], Callable[..., Any]]:
     """(this process's rows of a batch -> the module's output, rows over the mesh, compiled once per shape; the same without weights)."""
 
-    def apply(params: nnx.State, frozen: nnx.State, model_state: nnx.State, batch: Mapping[str, jax.Array]) -> jax.Array:
+    def apply(params: nnx.State, frozen: nnx.State, model_state: nnx.State, batch: Mapping[str, jax.Array]) -> Any:
         return nnx.merge(graphdef, params, frozen, model_state, copy=True)(batch)
 
     jitted = jax.jit(apply, out_shardings=NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
 
-    def run(batch: Batch) -> jax.Array:
+    def run(batch: Batch) -> Any:
         with jax.set_mesh(mesh):
             return jitted(state.params, state.frozen, state.model_state, put_batch(mesh, batch))
 
-    def shape(batch: Mapping[str, jax.ShapeDtypeStruct]) -> jax.ShapeDtypeStruct:
+    def shape(batch: Mapping[str, jax.ShapeDtypeStruct]) -> Any:
         with jax.set_mesh(mesh):
             return jax.eval_shape(apply, state.params, state.frozen, state.model_state, batch)
 
@@ -158,6 +184,74 @@ def run_plan(
         "buckets": list(plan.buckets),
         "wall_seconds": seconds,
     }
+
+
+def run_in_order(
+    n: int,
+    rows: int,
+    batches: Iterator[Any],
+    compute: Callable[[Any], Sequence[jax.Array]],
+    files: Sequence[EmbeddingFile],
+    done: int,
+    digest: str,
+    tokens: int,
+) -> dict[str, float]:
+    """Rows in the order of the input, from part `done` on: one batch is read while another is computed and a third is written.
+
+    Args:
+        n: rows of the input.
+        rows: of a batch, over all processes.
+        batches: what this process reads for its share of every batch from row `first_row(done, rows)` on; the last one is filled up.
+        compute: batch -> arrays with rows over the mesh, one for each of `files`.
+        files: opened by `start_rows`.
+        digest: of everything that the files depend on, `rows` included.
+        tokens: positions of a batch over all processes, for the rate.
+
+    Returns:
+        rates for `result.json`.
+    """
+    main, began = jax.process_index() == 0, time.monotonic()
+    starts = range(first_row(done, rows), n, rows)
+    each = rows // jax.process_count()
+    progress = Progress(len(starts), is_main_process=main)
+
+    def settle(number: int, outputs: Sequence[jax.Array]) -> None:
+        start = starts[number]
+        first = start + jax.process_index() * each
+        for file, output in zip(files, outputs):
+            values = local_rows(output)
+            if first < n:
+                file.write(first, values[: n - first])
+        progress.update(number + 1, examples=min(rows, n - start), tokens=tokens)
+        if (number + 1) % RECORD_EVERY == 0 or number + 1 == len(starts):
+            for file in files:
+                file.flush()
+            meet(f"part {number}")
+            if main:
+                for file in files:
+                    file.record(done + -(-(number + 1) // RECORD_EVERY), digest)
+
+    waiting: Sequence[jax.Array] = ()
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, batches) if starts else None
+        for number in range(len(starts)):
+            assert coming is not None
+            batch = coming.result()
+            coming = reader.submit(next, batches) if number + 1 < len(starts) else None
+            outputs = compute(batch)
+            if number:
+                settle(number - 1, waiting)
+            waiting = outputs
+        if starts:
+            settle(len(starts) - 1, waiting)
+    progress.close()
+    seconds = time.monotonic() - began
+    return {"examples_per_second": max(n - starts.start, 0) / max(seconds, 1e-9), "wall_seconds": seconds}
+
+
+def first_row(done: int, rows: int) -> int:
+    """Where `run_in_order` goes on after so many parts of batches of `rows`."""
+    return done * rows * RECORD_EVERY
 
 
 def local_rows(array: jax.Array) -> np.ndarray:

@@ -1,9 +1,11 @@
 """Score the variants of a VCF: likelihood ratio, embedding distances, predictions of a fine-tuned head; TSV and VCF out, resumable."""
 
 import dataclasses
+import functools
 import hashlib
 import json
-import time
+import operator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +26,15 @@ from jaxgen.heads.decoder import SequenceHead
 from jaxgen.heads.predictor import SequencePredictor
 from jaxgen.heads.variant import VariantScorer
 from jaxgen.jobs import training
-from jaxgen.jobs.inference import compiled, load, local_rows, meet, start_rows
-from jaxgen.jobs.tokenizer import choose_tokenizer
-from jaxgen.jobs.training import ModelSpec, model_spec, open_workdir, say, sized_for
+from jaxgen.jobs.inference import compiled, first_row, load, run_in_order, start_rows, variant_model
+from jaxgen.jobs.training import ModelSpec, open_workdir, say, sized_for
 from jaxgen.layers.variables import named_arrays, with_arrays
 from jaxgen.tokenizers import Tokenizer
 from jaxgen.train.logging import environment, write_atomic, write_result
 from jaxgen.train.loop import params_digest
-from jaxgen.train.progress import Progress
 
 FILE, VCF = "variants.tsv", "variants.vcf"
 SCORES = ("llr", "l2", "cosine")
-_RECORD_EVERY = 8  # batches
 _CHUNK = 4096  # alleles encoded at a time
 
 
@@ -63,17 +62,28 @@ def run(config: ConfigDict) -> int:
     score, _ = compiled(graphdef, state, mesh)
 
     file = EmbeddingFile(folder / "variants.npy", (len(variants), len(SCORES) + 2 * outputs), "float32")
-    settings = [params_digest(state), config.to_dict()["variants"], variants.positions.tolist(), list(map(bytes.decode, variants.alts))]
-    digest = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()
-    ways, main = mesh.shape["data"] * mesh.shape["fsdp"], jax.process_index() == 0
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
     rows = -(-v.batch_size // ways) * ways
+    settings = [
+        params_digest(state),
+        rows,
+        config.to_dict()["variants"],
+        variants.positions.tolist(),
+        list(map(bytes.decode, variants.alts)),
+    ]
+    digest = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()
     done = start_rows(config, file, digest)
     say(f"{len(variants):,} alleles, windows of {windows.length:,} bases in {len(windows.views)} views, on {mesh.size} devices")
     if done:
-        say(f"resumed: {min(done * rows * _RECORD_EVERY, len(variants)):,} alleles are there already")
-    rate = _score_all(windows, score, file, rows, done, digest, main)
+        say(f"resumed: {min(first_row(done, rows), len(variants)):,} alleles are there already")
+
+    def mean(views: list[dict[str, np.ndarray]]) -> list[jax.Array]:
+        return [functools.reduce(operator.add, map(score, views)) / len(views)]
+
+    tokens = 2 * rows * windows.width * len(windows.views)
+    rate = run_in_order(len(variants), rows, windows.batches(first_row(done, rows), rows), mean, [file], done, digest, tokens)
     file.close()
-    if not main:
+    if jax.process_index() != 0:
         return 0
     values = np.array(np.load(file.partial))
     names = [*SCORES, *(f"{allele}_{i}" for allele in ("ref", "alt") for i in range(outputs))]
@@ -109,6 +119,13 @@ class Windows:
         chunks = np.split(rows, range(_CHUNK, len(rows), _CHUNK))
         self.width = max(self.batch(rows, view, None)["tokens"].shape[1] for rows in chunks for view in self.views)
 
+    def batches(self, first: int, rows: int) -> Iterator[list[dict[str, np.ndarray]]]:
+        """This process's share of every batch of `rows` alleles from `first` on, in all views."""
+        each = rows // jax.process_count()
+        for start in range(first + jax.process_index() * each, len(self.variants) + rows, rows):
+            chosen = np.minimum(np.arange(start, start + each), len(self.variants) - 1)
+            yield [self.batch(chosen, view, self.width) for view in self.views]
+
     def batch(self, rows: np.ndarray, view: tuple[int, int], width: int | None) -> dict[str, np.ndarray]:
         """The arrays of `VariantScorer` for the alleles `rows`."""
         turn, shift = view
@@ -131,19 +148,9 @@ class Windows:
 def _prepare(config: ConfigDict, genome: Genome, variants: Variants) -> tuple[ModelSpec, Tokenizer, Windows]:
     """The model, its tokenizer, and the windows that it reads."""
     v = config.variants
-    if not config.model.name and not config.init_from:
-        raise InputError("no model: give configs/score_variants.py:MODEL or --config.init_from=WEIGHTS")
-    spec = model_spec(config)
-    if spec.family.emits != "hidden" or spec.family.inputs != "tokens":
-        raise InputError(f"model {spec.family.name!r} reads no tokens or has no hidden states; choose a language model")
-    tokenizer = choose_tokenizer(config, spec, [])
-    if "bpe" in tokenizer.name:
-        raise InputError(
-            f"model {spec.family.name!r} reads byte pairs, whose tokens change far from a variant; choose one of bases or k-mers"
-        )
+    spec, tokenizer = variant_model(config)
     windows = Windows(genome, variants, tokenizer, spec.family.special_tokens, v.length, v.strand, v.shifts)
     if spec.arrays is None:
-        say("note: the weights are random; give trained ones with --config.init_from")
         spec = sized_for(config, spec, windows.width)
     longest = spec.family.longest(spec.config)
     if longest and windows.width > longest:
@@ -185,30 +192,6 @@ def _load(config: ConfigDict, spec: ModelSpec, tokenizer: Tokenizer, windows: Wi
         }
         state = dataclasses.replace(state, params=with_arrays(state.params, heads))
     return graphdef, state, outputs
-
-
-def _score_all(windows: Windows, score: Any, file: EmbeddingFile, rows: int, done: int, digest: str, main: bool) -> dict[str, float]:
-    """Every batch in every view; a part is on the disk after `_RECORD_EVERY` batches."""
-    n, processes, own = len(windows.variants), jax.process_count(), jax.process_index()
-    starts = range(done * rows * _RECORD_EVERY, n, rows)
-    progress, began = Progress(len(starts), is_main_process=main), time.monotonic()
-    each = rows // processes
-    for number, start in enumerate(starts):
-        first = start + own * each
-        chosen = np.minimum(np.arange(first, first + each), n - 1)
-        total = sum(local_rows(score(windows.batch(chosen, view, windows.width))) for view in windows.views)
-        values = np.asarray(total) / len(windows.views)
-        if first < n:
-            file.write(first, values[: n - first])
-        progress.update(number + 1, examples=min(rows, n - start), tokens=2 * rows * windows.width * len(windows.views))
-        if (number + 1) % _RECORD_EVERY == 0 or number + 1 == len(starts):
-            file.flush()
-            meet(f"part {number}")
-            if main:
-                file.record(done + -(-(number + 1) // _RECORD_EVERY), digest)
-    seconds = time.monotonic() - began
-    progress.close()
-    return {"examples_per_second": (n - min(starts.start, n)) / max(seconds, 1e-9), "wall_seconds": seconds}
 
 
 def _table(genome: Genome, variants: Variants, names: list[str], values: np.ndarray) -> str:

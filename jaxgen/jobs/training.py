@@ -34,7 +34,7 @@ from jaxgen.train.sharding import make_mesh
 from jaxgen.train.state import Program, TrainState, init_state
 
 # Fields that may differ between the runs that share a workdir: they change neither parameters nor metrics.
-_NOT_BINDING = ("workdir", "compile_cache", "mesh", "data.threads", "data.prefetch", "data.cache")
+_NOT_BINDING = ("workdir", "compile_cache", "mesh", "data.threads", "data.prefetch", "data.cache", "probe.n_jobs")
 _NOT_BINDING += ("train.log_every", "train.checkpoint_every", "train.keep", "train.report")
 
 

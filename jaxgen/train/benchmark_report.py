@@ -139,12 +139,12 @@ def write_benchmark(folder: epath.PathLike, scores: Sequence[Score], facts: Mapp
     lines, tests = summarise(scores, facts), paired_tests(scores, facts)
     ranks, critical, tasks = average_ranks(lines)
     records = [_record(line) for line in lines]
-    write_atomic(folder / "runs.csv", _csv([_run(s, facts[s.task].select) for s in scores]))
-    write_atomic(folder / "table.csv", _csv(records))
+    write_atomic(folder / "runs.csv", csv_text([_run(s, facts[s.task].select) for s in scores]))
+    write_atomic(folder / "table.csv", csv_text(records))
     write_atomic(folder / "table.md", markdown(lines, facts))
     write_atomic(folder / "table.tex", latex(lines))
-    write_atomic(folder / "tests.csv", _csv(tests))
-    write_atomic(folder / "leaks.csv", _csv([{"task": task, **fact.leaks} for task, fact in facts.items() if fact.leaks]))
+    write_atomic(folder / "tests.csv", csv_text(tests))
+    write_atomic(folder / "leaks.csv", csv_text([{"task": task, **fact.leaks} for task, fact in facts.items() if fact.leaks]))
     write_json(
         folder / "benchmark.json",
         {"table": records, "tests": tests, "mean_ranks": ranks, "critical_difference": critical, "tasks_ranked": tasks},
@@ -218,7 +218,8 @@ def _run(score: Score, select: str) -> dict[str, Any]:
     return record | {"without_leaks": score.clean.get(select, math.nan), "nan_steps": score.nan_steps, "seconds": score.seconds}
 
 
-def _csv(records: Sequence[Mapping[str, Any]]) -> str:
+def csv_text(records: Sequence[Mapping[str, Any]]) -> str:
+    """One line per record under the names of the first one; NaN is left empty."""
     if not records:
         return ""
     out = io.StringIO()

@@ -13,7 +13,7 @@ from flax import nnx
 import jaxgen
 from jaxgen.config import load_config
 from jaxgen.errors import InputError
-from jaxgen.jobs import score_variants
+from jaxgen.jobs import inference, score_variants
 from jaxgen.models.registry import resolve
 
 pysam = pytest.importorskip("pysam")
@@ -146,7 +146,7 @@ def test_wrong_input_is_one_line(files, tmp_path, fields, message):
 
 def test_an_interrupted_run_goes_on_with_the_same_bytes(files, weights, tmp_path, monkeypatch):
     fields = {"init_from": weights("hyenadna_smoke"), "variants__batch_size": "8"}
-    monkeypatch.setattr(score_variants, "_RECORD_EVERY", 1)
+    monkeypatch.setattr(inference, "RECORD_EVERY", 1)
     long = tmp_path / "long.vcf"
     head, *records = files[1].read_text().split("INFO\n")
     long.write_text(head + "INFO\n" + records[0] * 4)
