@@ -51,6 +51,7 @@ _OWN_GROUPS = {
     "embed": ("embed", "score", "generate"),
     "generate": ("generate",),
     "perturbation": ("crossval",),
+    "probe": ("probe_variants",),
     "score": ("score",),
     "variants": ("score_variants",),
 }
