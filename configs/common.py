@@ -141,7 +141,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.benchmark.tasks = ()  # such as gue/tf_0, genomic_benchmarks/human_nontata_promoters
     c.benchmark.seeds = (1, 2, 3)  # initial weights, data order, and splits that the data do not bring
     c.benchmark.settings = ()  # MODELS@TASKS:field=value with * for anything, in order, e.g. mamba*@gue/*:train.epochs=3
-    c.benchmark.share = "auto"  # i/n: every n-th run or pack, beginning with the i-th; auto = the share of this job in a SLURM array, or all
+    c.benchmark.share = "auto"  # i/n: every n-th run or pack from the i-th on; auto = the share of this job in a SLURM array, or all
     c.benchmark.pack = 1  # seeds of one model and task that are trained together in one program, divided over the devices
     c.benchmark.dry_run = False  # list the runs and stop
     c.benchmark.kmer = True  # k-mer logistic regression beside every score; see baseline
