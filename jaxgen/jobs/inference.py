@@ -1,5 +1,7 @@
 """What the jobs share that run a model over the sequences of a file: its weights on the mesh, and rows written as they are done."""
 
+import dataclasses
+import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,13 +11,18 @@ import grain
 import jax
 import numpy as np
 import optax
+from etils import epath
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from jaxgen.checkpoints import workdir as workdirs
 from jaxgen.data.embeddings import EmbeddingFile
 from jaxgen.data.segments import STRANDS, Encoder, Plan, Step
+from jaxgen.heads.decoder import SequenceHead
+from jaxgen.heads.predictor import SequencePredictor
 from jaxgen.jobs.training import ModelSpec, sized_for, with_pretrained
+from jaxgen.layers.variables import named_arrays, with_arrays
 from jaxgen.train.logging import write_json
 from jaxgen.train.progress import Progress
 from jaxgen.train.sharding import put_batch
@@ -42,11 +49,49 @@ def load(config: ConfigDict, spec: ModelSpec, mesh: Mesh, wrap: Callable[[nnx.Mo
     return graphdef, state if spec.arrays is None else with_pretrained(state, spec.arrays)
 
 
-def compiled(graphdef: nnx.GraphDef, state: TrainState, mesh: Mesh) -> tuple[Callable[[Batch], jax.Array], Callable[..., Any]]:
-    """(this process's rows of a batch -> the module's output, rows over the mesh, compiled once per shape; the same without weights)."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class TunedHead:
+    """The pooled head that fine-tuning put on a backbone: its arrays, by their names in the head, and its pooling."""
+
+    arrays: Mapping[str, np.ndarray]
+    pooling: str
+
+    @property
+    def outputs(self) -> int:
+        return self.arrays["linear.kernel"].shape[1]
+
+    def around(self, backbone: nnx.Module, spec: ModelSpec, masked: bool) -> SequencePredictor:
+        """Predictions of the backbone through a head of this shape, whose weights `place` brings."""
+        decoder = SequenceHead(spec.config.d_model, self.outputs, nnx.Rngs(0), pooling=self.pooling)
+        return SequencePredictor(backbone, decoder, masked=masked, strands=spec.family.strands)
+
+    def place(self, state: TrainState) -> TrainState:
+        """The state of a module that holds `around(...)` as its field `head`, with the weights of the head."""
+        new = {
+            name: jax.device_put(self.arrays[name.removeprefix("head.head.")], old.sharding)
+            for name, old in named_arrays(state.params).items()
+            if name.startswith("head.head.")
+        }
+        return dataclasses.replace(state, params=with_arrays(state.params, new))
+
+
+def tuned_head(config: ConfigDict, spec: ModelSpec) -> TunedHead | None:
+    """The pooled head of the fine-tuned workdir `init_from`; None for a language model or a model that ends in its own head."""
+    if not config.init_from or not workdirs.is_workdir(spec.folder):
+        return None
+    arrays = {name.removeprefix("head."): x for name, x in workdirs.read_arrays(spec.folder).items() if name.startswith("head.")}
+    if not arrays:
+        return None
+    return TunedHead(arrays, json.loads((epath.Path(spec.folder) / "config.json").read_text())["head"]["pooling"])
+
+
+def compiled(
+    graphdef: nnx.GraphDef, state: TrainState, mesh: Mesh, method: Callable[[Any, Any], jax.Array] = lambda module, batch: module(batch)
+) -> tuple[Callable[[Batch], jax.Array], Callable[..., Any]]:
+    """(this process's rows of a batch -> output of `method`, rows over the mesh, compiled once per shape; the same without weights)."""
 
     def apply(params: nnx.State, frozen: nnx.State, model_state: nnx.State, batch: Mapping[str, jax.Array]) -> jax.Array:
-        return nnx.merge(graphdef, params, frozen, model_state, copy=True)(batch)
+        return method(nnx.merge(graphdef, params, frozen, model_state, copy=True), batch)
 
     jitted = jax.jit(apply, out_shardings=NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
 
@@ -73,7 +118,7 @@ class RowWriter:
     def __init__(self, file: EmbeddingFile, plan: Plan, offsets: np.ndarray, digest: str, left: bool):
         self.file, self.plan, self.offsets, self.digest, self.left = file, plan, offsets, digest, left
         self.dtype = np.result_type(file.dtype, np.float32)
-        self.shard, self.rows, self.sums = -1, np.zeros(0, np.int64), np.zeros((0, 0), self.dtype)
+        self.shard, self.rows, self.sums, self.adds_up = -1, np.zeros(0, np.int64), np.zeros((0, 0), self.dtype), False
 
     def add(self, step: Step, output: jax.Array) -> None:
         """Takes the output of one batch: one vector, or one for every token, per segment."""
@@ -85,7 +130,8 @@ class RowWriter:
         segments, real = self.plan.segments, step.segments >= 0
         values, chosen = local_rows(output)[real], step.segments[real]
         rows = segments.row[chosen]
-        if values.ndim == 2:
+        self.adds_up = values.ndim == 2  # one vector per sequence, not one per token
+        if self.adds_up:
             np.add.at(self.sums, np.searchsorted(self.rows, rows), values * segments.coefficient[chosen][:, None])
             return
         for value, row, n in zip(values, rows, segments.tokens[chosen]):
@@ -95,7 +141,7 @@ class RowWriter:
         """Writes the shard, and notes that it is there once all processes have done so."""
         if self.shard < 0:
             return
-        if len(self.offsets) == self.file.shape[0] + 1:  # one vector per sequence
+        if self.adds_up:
             for row, value in zip(self.rows.tolist(), self.sums):
                 self.file.write(row, value)
         self.file.flush()
