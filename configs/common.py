@@ -122,6 +122,14 @@ def get_config(variant: str = "") -> ConfigDict:
     c.score = ConfigDict()  # score: log-likelihood of every sequence of data.path, for masked models the pseudo-log-likelihood
     c.score.stride = 0  # masked models: hide every stride-th token at a time, in so many passes; 0 = one token at a time
 
+    # explain: which bases of the sequences of data.path matter, a table with ids, a FASTA, or a BED of regions of data.fasta. It reads
+    # embed.id_column, duplicates, strand, max_length and batch_tokens too.
+    c.explain = ConfigDict()
+    c.explain.methods = ("ism", "grad_x_input")  # in-silico mutagenesis (all three other bases everywhere), gradient x input
+    c.explain.window = 0  # bases around the middle that are mutated; 0 = all
+    c.explain.output = ""  # number of the class or output of a head; empty = predicted class less the mean of the others, or likelihood
+    c.explain.plots = 8  # sequences, from the first on, that get a figure
+
     c.generate = ConfigDict()  # generate: continuations of the sequences of data.path, a table with ids or a FASTA
     c.generate.prompt = ""  # DNA to continue in place of data.path
     c.generate.samples = 1  # continuations of each prompt
