@@ -72,9 +72,8 @@ def run(config: ConfigDict) -> int:
 
     turns = STRANDS[strand]
     settings = [params_digest(state), data.digest(), config.to_dict()["explain"], strand, config.embed.batch_tokens, config.data.buckets]
-    runner = _Runner(
-        config, encoder, spec, mesh, hashlib.sha256(json.dumps([*settings, encoder.tokenizer.vocabulary()]).encode()).hexdigest()
-    )
+    digest = hashlib.sha256(json.dumps([*settings, encoder.tokenizer.vocabulary()]).encode()).hexdigest()
+    runner = _Runner(config, encoder, spec, mesh, graphdef, state, digest)
     # A masked language model is asked for all letters at a hidden place; every other model reads every mutant.
     hides = not ends_in_head and not spec.family.causal and mutants.has_fixed_tokens(encoder.tokenizer)
     mutated = Mutants.of(encoder, sites if "ism" in x.methods and not hides else sites[:0], turns)
@@ -91,7 +90,8 @@ def run(config: ConfigDict) -> int:
     _write(config, data, sites, outputs, weights, ism, gradient, "nats" if not ends_in_head else "logit" if width > 1 else "output")
     metrics: dict[str, float] = {"bases": float(len(sites))}
     if ism is not None and gradient is not None:
-        metrics["ism_gradient_correlation"] = float(np.corrcoef(_importance(ism)[sites], gradient[sites])[0, 1])
+        with np.errstate(invalid="ignore"):  # scores that are all the same have no correlation
+            metrics["ism_gradient_correlation"] = float(np.corrcoef(_importance(ism)[sites], gradient[sites])[0, 1])
     result = {"job": "explain", "model": spec.family.name, "metrics": {"all": metrics}, "seed": config.seed}
     result |= {"params_digest": settings[0], "rows": len(data.ids), "unknown_bases": int((mutants.codes(data.sequences) < 0).sum())}
     write_result(folder, result | {"stages": runner.rates} | environment())
