@@ -24,6 +24,7 @@ PARTS = {
     "attention": "benchmarks.attention",
     "lel": "benchmarks.lel",
     "embed": "benchmarks.embed",
+    "variants": "benchmarks.variants",
     "concat": "benchmarks.concat",
     "start": "benchmarks.start",
     "gpu": "benchmarks.gpu",

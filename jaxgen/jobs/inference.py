@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,21 @@ class RowWriter:
             self.file.record(self.shard + 1, self.digest)
 
 
+def computed(
+    config: ConfigDict, n: int, make_batch: Callable[[int], Batch], compute: Callable[[Batch], jax.Array]
+) -> Iterator[tuple[int, jax.Array]]:
+    """(number, output) of batches 0 ... n - 1: made ahead by threads, handed out when the next one is under way, so that nobody waits."""
+    options = grain.ReadOptions(num_threads=config.data.threads, prefetch_buffer_size=config.data.prefetch if config.data.threads else 0)
+    waiting: tuple[int, jax.Array] | None = None
+    for number, batch in enumerate(grain.MapDataset.range(n).map(make_batch).to_iter_dataset(options)):
+        output = compute(batch)
+        if waiting is not None:
+            yield waiting
+        waiting = number, output
+    if waiting is not None:
+        yield waiting
+
+
 def run_plan(
     config: ConfigDict,
     plan: Plan,
@@ -160,7 +175,7 @@ def run_plan(
     done: int,
     shares: np.ndarray,
 ) -> dict[str, Any]:
-    """Every batch from shard `done` on: read ahead by threads, computed, and written one batch late so that nobody waits.
+    """Every batch from shard `done` on, `computed` and written.
 
     Args:
         shares: float (segments,), the part of its sequence that a segment is; for the rates.
@@ -170,28 +185,14 @@ def run_plan(
     """
     began, processes = time.monotonic(), jax.process_count()
     steps = list(plan.steps(done, mesh.shape["data"] * mesh.shape["fsdp"], jax.process_index(), processes))
-    options = grain.ReadOptions(num_threads=config.data.threads, prefetch_buffer_size=config.data.prefetch if config.data.threads else 0)
-    batches = grain.MapDataset.range(len(steps)).map(lambda number: make_batch(steps[number])).to_iter_dataset(options)
     progress = Progress(len(steps), is_main_process=jax.process_index() == 0)
-    waiting: tuple[int, jax.Array] | None = None
     sequences = positions = 0
-
-    def settle() -> None:
-        nonlocal sequences, positions
-        if waiting is None:
-            return
-        number, output = waiting
+    for number, output in computed(config, len(steps), lambda number: make_batch(steps[number]), compute):
         writer.add(steps[number], output)
         size, share = steps[number].segments.size * processes, shares[steps[number].segments]
         examples = round(float(share[steps[number].segments >= 0].sum()) * processes)
         sequences, positions = sequences + examples, positions + size * steps[number].width
         progress.update(number + 1, examples=examples, tokens=size * steps[number].width)
-
-    for number, arrays in enumerate(batches):
-        output = compute(arrays)
-        settle()
-        waiting = number, output
-    settle()
     writer.finish_shard()
     progress.close()
     seconds = time.monotonic() - began

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from jaxgen.data.variants import Variants, allele_windows, annotate_vcf, read_va
 from jaxgen.errors import InputError, nearest
 from jaxgen.heads.variant import VariantScorer
 from jaxgen.jobs import training
-from jaxgen.jobs.inference import compiled, load, local_rows, meet, start_rows, tuned_head
+from jaxgen.jobs.inference import Batch, compiled, computed, load, local_rows, meet, start_rows, tuned_head
 from jaxgen.jobs.tokenizer import choose_tokenizer
 from jaxgen.jobs.training import ModelSpec, model_spec, open_workdir, say, sized_for
 from jaxgen.tokenizers import Tokenizer
@@ -65,7 +66,7 @@ def run(config: ConfigDict) -> int:
     say(f"{len(variants):,} alleles, windows of {windows.length:,} bases in {len(windows.views)} views, on {mesh.size} devices")
     if done:
         say(f"resumed: {min(done * rows * _RECORD_EVERY, len(variants)):,} alleles are there already")
-    rate = _score_all(windows, score, file, rows, done, digest, main)
+    rate = _score_all(config, windows, score, file, rows, done, digest)
     file.close()
     if not main:
         return 0
@@ -167,24 +168,34 @@ def _load(config: ConfigDict, spec: ModelSpec, tokenizer: Tokenizer, windows: Wi
     return graphdef, tuned.place(state) if tuned else state, outputs
 
 
-def _score_all(windows: Windows, score: Any, file: EmbeddingFile, rows: int, done: int, digest: str, main: bool) -> dict[str, float]:
+def _score_all(
+    config: ConfigDict, windows: Windows, score: Callable[[Batch], jax.Array], file: EmbeddingFile, rows: int, done: int, digest: str
+) -> dict[str, float]:
     """Every batch in every view; a part is on the disk after `_RECORD_EVERY` batches."""
-    n, processes, own = len(windows.variants), jax.process_count(), jax.process_index()
+    n, views, is_main = len(windows.variants), windows.views, jax.process_index() == 0
     starts = range(done * rows * _RECORD_EVERY, n, rows)
-    progress, began = Progress(len(starts), is_main_process=main), time.monotonic()
-    each = rows // processes
-    for number, start in enumerate(starts):
-        first = start + own * each
-        chosen = np.minimum(np.arange(first, first + each), n - 1)
-        total = sum(local_rows(score(windows.batch(chosen, view, windows.width))) for view in windows.views)
-        values = np.asarray(total) / len(windows.views)
+    progress, began = Progress(len(starts), is_main_process=is_main), time.monotonic()
+    each = rows // jax.process_count()
+    own = jax.process_index() * each
+
+    def batch(number: int) -> dict[str, np.ndarray]:
+        start, view = starts[number // len(views)], views[number % len(views)]
+        return windows.batch(np.minimum(np.arange(start + own, start + own + each), n - 1), view, windows.width)
+
+    total = np.zeros(0)
+    for step, output in computed(config, len(starts) * len(views), batch, score):
+        number, view = divmod(step, len(views))
+        total = local_rows(output) if view == 0 else total + local_rows(output)
+        if view < len(views) - 1:
+            continue
+        first = starts[number] + own
         if first < n:
-            file.write(first, values[: n - first])
-        progress.update(number + 1, examples=min(rows, n - start), tokens=2 * rows * windows.width * len(windows.views))
+            file.write(first, (total / len(views))[: n - first])
+        progress.update(number + 1, examples=min(rows, n - starts[number]), tokens=2 * rows * windows.width * len(views))
         if (number + 1) % _RECORD_EVERY == 0 or number + 1 == len(starts):
             file.flush()
             meet(f"part {number}")
-            if main:
+            if is_main:
                 file.record(done + -(-(number + 1) // _RECORD_EVERY), digest)
     seconds = time.monotonic() - began
     progress.close()
