@@ -51,7 +51,7 @@ def run(options: Options) -> Iterator[Row | Note]:
                 raise AssertionError(f"scores differ from those of {contender.name} by {apart:.1e}")
             yield Note("variants", f"scores agree with {contender.name} to {apart:.1e}, of up to {np.abs(ours).max():.2f}")
         case = f"{n} SNVs, windows of {LENGTH} bases, nt_v1 d {shape['d_model']}, 2 layers"
-        yield from compare("variants", case, contenders, max(1, options.repeats // 2), unit="sequences/s", clock=options.clock)
+        yield from compare("variants", case, contenders, max(1, options.repeats // 2), unit="variants/s", clock=options.clock)
 
 
 def substitutions(folder: Path, n: int) -> tuple[Any, Any]:

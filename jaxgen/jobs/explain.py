@@ -24,7 +24,7 @@ from jaxgen.data.sequences import Sequences
 from jaxgen.errors import InputError, nearest
 from jaxgen.heads.explainer import Explainer
 from jaxgen.jobs import training
-from jaxgen.jobs.inference import Batch, RowWriter, compiled, load, run_plan, start_rows, tuned_head
+from jaxgen.jobs.inference import Batch, RowWriter, compiled, load, meet, run_plan, start_rows, tuned_head
 from jaxgen.jobs.tokenizer import choose_tokenizer
 from jaxgen.jobs.training import ModelSpec, model_spec, open_workdir, say, sized_for
 from jaxgen.train import logo, plots
@@ -218,7 +218,9 @@ class _Runner:
         self.rates[name] = run_plan(config, plan, make_batch, compute, writer, self.mesh, done, segments.coefficient)
         file.close()
         self.files.append(file)
-        return np.array(np.load(file.partial))
+        rows = np.array(np.load(file.partial))
+        meet(f"{name} are read")  # before the main process removes them
+        return rows
 
     def discard(self) -> None:
         """Removes the files, whose content went elsewhere."""

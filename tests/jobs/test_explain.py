@@ -243,7 +243,8 @@ def test_regions_of_a_bed(weights, tmp_path, run_here, fasta):
     assert (ended.code, "--config.data.fasta=FILE" in ended.error) == (2, True)
 
 
-def test_goes_on_where_it_was_killed(table, weights, tmp_path, run_here, monkeypatch):
+@pytest.mark.parametrize("parts", [2, 7])  # some mutants, or all of them
+def test_goes_on_where_it_was_killed(table, weights, tmp_path, run_here, monkeypatch, parts):
     from jaxgen.jobs.inference import RowWriter
 
     folder, _ = weights("mamba")
@@ -256,7 +257,7 @@ def test_goes_on_where_it_was_killed(table, weights, tmp_path, run_here, monkeyp
         finish(self)
         if self.shard >= 0:
             shards.append(self.shard)
-        if len(shards) == 2:
+        if len(shards) == parts:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(RowWriter, "finish_shard", killed)
@@ -265,7 +266,7 @@ def test_goes_on_where_it_was_killed(table, weights, tmp_path, run_here, monkeyp
     monkeypatch.setattr(RowWriter, "finish_shard", finish)
     ended = run_here(explain(table, tmp_path / "run", folder, **fields))
     assert ended.code == 0, ended.err
-    assert "resumed: 2 of" in ended.err
+    assert f"resumed: {parts} of 7 parts of outputs" in ended.err
     for name in ("explain.tsv", "explain.npz", "report/001_s0.png"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert "finished already" in run_here(explain(table, tmp_path / "run", folder, **fields)).err
