@@ -1,7 +1,5 @@
 """Gradient x input against hand-written one-hot models and finite differences, and what follows from linearity and symmetry."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,15 +77,14 @@ def test_gradient_is_the_slope_of_the_relaxed_model(name):
     family, config = resolve(f"{name}_smoke")
     predicts = family.emits == "predictions"
     config = family.for_task(config, 64, 2 if predicts else 0)
-    if hasattr(config, "n_layer"):
-        config = dataclasses.replace(config, n_layer=1)
     explainer = Explainer(family.build(config, nnx.Rngs(0)), head=None, causal=family.causal, base_tokens=BASES)
     rows = batch(tokens_of(64, 2), np.ones((2, 2 if predicts else 1), np.float32) * ([1, -2] if predicts else [1]))
     graphdef, state = nnx.split(explainer)
     gradient = jax.jit(lambda state, rows: nnx.merge(graphdef, state).grad_x_input(rows))(state, rows)
     relaxed = jax.jit(lambda state, rows, gate: nnx.merge(graphdef, state).relaxed(rows, jnp.full((2, 64), gate)))
     np.testing.assert_array_equal(relaxed(state, rows, 1.0), jax.jit(lambda s, r: nnx.merge(graphdef, s).outputs(r))(state, rows))
-    slope = ((relaxed(state, rows, 1.02) - relaxed(state, rows, 0.98)) * rows["weights"]).sum() / 0.04
+    step = 1e-3 if predicts else 0.02  # the CNN's maxima and ReLUs have kinks; sums of log-likelihoods are large and round more
+    slope = ((relaxed(state, rows, 1 + step) - relaxed(state, rows, 1 - step)) * rows["weights"]).sum() / (2 * step)
     np.testing.assert_allclose(gradient.sum(), slope, rtol=5e-3, atol=5e-3)
 
 
