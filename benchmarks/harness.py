@@ -123,8 +123,8 @@ def compare(
     goal: Goal | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Row]:
-    """The first contender against each of the others (alone: one row without peer). Unit: ms, s, MB/s (work in MB) or sequences/s."""
-    convert = {"ms": lambda s: 1e3 * s, "s": lambda s: s, "MB/s": lambda s: 1 / s, "sequences/s": lambda s: 1 / s}[unit]
+    """The first contender against each of the others (alone: one row without peer). Unit: ms, s, MB/s (work in MB) or THINGS/s."""
+    convert = {"ms": lambda s: 1e3 * s, "s": lambda s: s}.get(unit, lambda s: 1 / s)
     samples = [tuple(convert(s) for s in mine) for mine in take_turns(contenders, repeats, clock)]
     medians = [statistics.median(mine) for mine in samples]
     if len(contenders) == 1:

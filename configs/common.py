@@ -123,6 +123,14 @@ def get_config(variant: str = "") -> ConfigDict:
     c.score = ConfigDict()  # score: log-likelihood of every sequence of data.path, for masked models the pseudo-log-likelihood
     c.score.stride = 0  # masked models: hide every stride-th token at a time, in so many passes; 0 = one token at a time
 
+    # explain: which bases of the sequences of data.path matter, a table with ids, a FASTA, or a BED of regions of data.fasta. It reads
+    # embed.id_column, duplicates, strand, max_length and batch_tokens too.
+    c.explain = ConfigDict()
+    c.explain.methods = ("ism", "grad_x_input")  # in-silico mutagenesis (all three other bases everywhere), gradient x input
+    c.explain.window = 0  # bases around the middle that are mutated; 0 = all
+    c.explain.output = ""  # number of the class or output of a head; empty = predicted class less the mean of the others, or likelihood
+    c.explain.plots = 8  # sequences, from the first on, that get a figure
+
     c.generate = ConfigDict()  # generate: continuations of the sequences of data.path, a table with ids or a FASTA
     c.generate.prompt = ""  # DNA to continue in place of data.path
     c.generate.samples = 1  # continuations of each prompt
@@ -141,6 +149,8 @@ def get_config(variant: str = "") -> ConfigDict:
     c.benchmark.tasks = ()  # such as gue/tf_0, genomic_benchmarks/human_nontata_promoters
     c.benchmark.seeds = (1, 2, 3)  # initial weights, data order, and splits that the data do not bring
     c.benchmark.settings = ()  # MODELS@TASKS:field=value with * for anything, in order, e.g. mamba*@gue/*:train.epochs=3
+    c.benchmark.sweep = ()  # tried first, the best on validation is run: MODELS@TASKS:field=v1|v2, e.g. *@*:train.learning_rate=1e-3|3e-3
+    c.benchmark.sweep_seeds = (1,)  # seeds of the trials, whose validation metrics are averaged
     c.benchmark.share = "auto"  # i/n: every n-th run or pack from the i-th on; auto = the share of this job in a SLURM array, or all
     c.benchmark.pack = 1  # seeds of one model and task that are trained together in one program, divided over the devices
     c.benchmark.dry_run = False  # list the runs and stop

@@ -168,7 +168,9 @@ def log_likelihood_ratio(
         return after - before
     differ = ref != alt
     hidden = backbone(jnp.where(differ, mask_id, ref), mask=batch["mask"][..., 0] if masked else None).logits
-    ratio = jnp.where(differ, log_probability(hidden, alt) - log_probability(hidden, ref), 0).sum(1)
+    # Both tokens stand at the same place, so the softmax's denominator cancels.
+    logit_alt, logit_ref = (jnp.take_along_axis(hidden, x[..., None], axis=2)[..., 0].astype(jnp.float32) for x in (alt, ref))
+    ratio = jnp.where(differ, logit_alt - logit_ref, 0).sum(1)
     return jnp.where(batch["aligned"], ratio, jnp.nan)
 
 

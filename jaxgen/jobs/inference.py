@@ -1,5 +1,7 @@
 """What the jobs share that run a model over the sequences of a file: its weights on the mesh, and rows written as they are done."""
 
+import dataclasses
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,15 +12,20 @@ import grain
 import jax
 import numpy as np
 import optax
+from etils import epath
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from jaxgen.checkpoints import workdir as workdirs
 from jaxgen.data.embeddings import EmbeddingFile
 from jaxgen.data.segments import STRANDS, Encoder, Plan, Step
 from jaxgen.errors import InputError
+from jaxgen.heads.decoder import SequenceHead
+from jaxgen.heads.predictor import SequencePredictor
 from jaxgen.jobs.tokenizer import choose_tokenizer
 from jaxgen.jobs.training import ModelSpec, model_spec, say, sized_for, with_pretrained
+from jaxgen.layers.variables import named_arrays, with_arrays
 from jaxgen.tokenizers import Tokenizer
 from jaxgen.train.logging import write_json
 from jaxgen.train.progress import Progress
@@ -68,11 +75,49 @@ def load(config: ConfigDict, spec: ModelSpec, mesh: Mesh, wrap: Callable[[nnx.Mo
     return graphdef, state if spec.arrays is None else with_pretrained(state, spec.arrays)
 
 
-def compiled(graphdef: nnx.GraphDef, state: TrainState, mesh: Mesh) -> tuple[Callable[[Batch], Any], Callable[..., Any]]:
-    """(this process's rows of a batch -> the module's output, rows over the mesh, compiled once per shape; the same without weights)."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class TunedHead:
+    """The pooled head that fine-tuning put on a backbone: its arrays, by their names in the head, and its pooling."""
+
+    arrays: Mapping[str, np.ndarray]
+    pooling: str
+
+    @property
+    def outputs(self) -> int:
+        return self.arrays["linear.kernel"].shape[1]
+
+    def around(self, backbone: nnx.Module, spec: ModelSpec, masked: bool) -> SequencePredictor:
+        """Predictions of the backbone through a head of this shape, whose weights `place` brings."""
+        decoder = SequenceHead(spec.config.d_model, self.outputs, nnx.Rngs(0), pooling=self.pooling)
+        return SequencePredictor(backbone, decoder, masked=masked, strands=spec.family.strands)
+
+    def place(self, state: TrainState) -> TrainState:
+        """The state of a module that holds `around(...)` as its field `head`, with the weights of the head."""
+        new = {
+            name: jax.device_put(self.arrays[name.removeprefix("head.head.")], old.sharding)
+            for name, old in named_arrays(state.params).items()
+            if name.startswith("head.head.")
+        }
+        return dataclasses.replace(state, params=with_arrays(state.params, new))
+
+
+def tuned_head(config: ConfigDict, spec: ModelSpec) -> TunedHead | None:
+    """The pooled head of the fine-tuned workdir `init_from`; None for a language model or a model that ends in its own head."""
+    if not config.init_from or not workdirs.is_workdir(spec.folder):
+        return None
+    arrays = {name.removeprefix("head."): x for name, x in workdirs.read_arrays(spec.folder).items() if name.startswith("head.")}
+    if not arrays:
+        return None
+    return TunedHead(arrays, json.loads((epath.Path(spec.folder) / "config.json").read_text())["head"]["pooling"])
+
+
+def compiled(
+    graphdef: nnx.GraphDef, state: TrainState, mesh: Mesh, method: Callable[[Any, Any], Any] = lambda module, batch: module(batch)
+) -> tuple[Callable[[Batch], Any], Callable[..., Any]]:
+    """(this process's rows of a batch -> output of `method`, rows over the mesh, compiled once per shape; the same without weights)."""
 
     def apply(params: nnx.State, frozen: nnx.State, model_state: nnx.State, batch: Mapping[str, jax.Array]) -> Any:
-        return nnx.merge(graphdef, params, frozen, model_state, copy=True)(batch)
+        return method(nnx.merge(graphdef, params, frozen, model_state, copy=True), batch)
 
     jitted = jax.jit(apply, out_shardings=NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
 
@@ -99,7 +144,7 @@ class RowWriter:
     def __init__(self, file: EmbeddingFile, plan: Plan, offsets: np.ndarray, digest: str, left: bool):
         self.file, self.plan, self.offsets, self.digest, self.left = file, plan, offsets, digest, left
         self.dtype = np.result_type(file.dtype, np.float32)
-        self.shard, self.rows, self.sums = -1, np.zeros(0, np.int64), np.zeros((0, 0), self.dtype)
+        self.shard, self.rows, self.sums, self.adds_up = -1, np.zeros(0, np.int64), np.zeros((0, 0), self.dtype), False
 
     def add(self, step: Step, output: jax.Array) -> None:
         """Takes the output of one batch: one vector, or one for every token, per segment."""
@@ -111,7 +156,8 @@ class RowWriter:
         segments, real = self.plan.segments, step.segments >= 0
         values, chosen = local_rows(output)[real], step.segments[real]
         rows = segments.row[chosen]
-        if values.ndim == 2:
+        self.adds_up = values.ndim == 2  # one vector per sequence, not one per token
+        if self.adds_up:
             np.add.at(self.sums, np.searchsorted(self.rows, rows), values * segments.coefficient[chosen][:, None])
             return
         for value, row, n in zip(values, rows, segments.tokens[chosen]):
@@ -121,13 +167,28 @@ class RowWriter:
         """Writes the shard, and notes that it is there once all processes have done so."""
         if self.shard < 0:
             return
-        if len(self.offsets) == self.file.shape[0] + 1:  # one vector per sequence
+        if self.adds_up:
             for row, value in zip(self.rows.tolist(), self.sums):
                 self.file.write(row, value)
         self.file.flush()
         meet(f"part {self.shard}")
         if jax.process_index() == 0:
             self.file.record(self.shard + 1, self.digest)
+
+
+def computed(
+    config: ConfigDict, n: int, make_batch: Callable[[int], Batch], compute: Callable[[Batch], jax.Array]
+) -> Iterator[tuple[int, jax.Array]]:
+    """(number, output) of batches 0 ... n - 1: made ahead by threads, handed out when the next one is under way, so that nobody waits."""
+    options = grain.ReadOptions(num_threads=config.data.threads, prefetch_buffer_size=config.data.prefetch if config.data.threads else 0)
+    waiting: tuple[int, jax.Array] | None = None
+    for number, batch in enumerate(grain.MapDataset.range(n).map(make_batch).to_iter_dataset(options)):
+        output = compute(batch)
+        if waiting is not None:
+            yield waiting
+        waiting = number, output
+    if waiting is not None:
+        yield waiting
 
 
 def run_plan(
@@ -140,7 +201,7 @@ def run_plan(
     done: int,
     shares: np.ndarray,
 ) -> dict[str, Any]:
-    """Every batch from shard `done` on: read ahead by threads, computed, and written one batch late so that nobody waits.
+    """Every batch from shard `done` on, `computed` and written.
 
     Args:
         shares: float (segments,), the part of its sequence that a segment is; for the rates.
@@ -150,28 +211,14 @@ def run_plan(
     """
     began, processes = time.monotonic(), jax.process_count()
     steps = list(plan.steps(done, mesh.shape["data"] * mesh.shape["fsdp"], jax.process_index(), processes))
-    options = grain.ReadOptions(num_threads=config.data.threads, prefetch_buffer_size=config.data.prefetch if config.data.threads else 0)
-    batches = grain.MapDataset.range(len(steps)).map(lambda number: make_batch(steps[number])).to_iter_dataset(options)
     progress = Progress(len(steps), is_main_process=jax.process_index() == 0)
-    waiting: tuple[int, jax.Array] | None = None
     sequences = positions = 0
-
-    def settle() -> None:
-        nonlocal sequences, positions
-        if waiting is None:
-            return
-        number, output = waiting
+    for number, output in computed(config, len(steps), lambda number: make_batch(steps[number]), compute):
         writer.add(steps[number], output)
         size, share = steps[number].segments.size * processes, shares[steps[number].segments]
         examples = round(float(share[steps[number].segments >= 0].sum()) * processes)
         sequences, positions = sequences + examples, positions + size * steps[number].width
         progress.update(number + 1, examples=examples, tokens=size * steps[number].width)
-
-    for number, arrays in enumerate(batches):
-        output = compute(arrays)
-        settle()
-        waiting = number, output
-    settle()
     writer.finish_shard()
     progress.close()
     seconds = time.monotonic() - began

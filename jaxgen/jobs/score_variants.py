@@ -1,6 +1,5 @@
 """Score the variants of a VCF: likelihood ratio, embedding distances, predictions of a fine-tuned head; TSV and VCF out, resumable."""
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -11,24 +10,19 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from flax import nnx
 from ml_collections import ConfigDict
 
-from jaxgen.checkpoints import workdir as workdirs
 from jaxgen.data.augment import reverse_complement
 from jaxgen.data.embeddings import EmbeddingFile
 from jaxgen.data.genome import Genome
 from jaxgen.data.segments import STRANDS
 from jaxgen.data.variants import Variants, allele_windows, annotate_vcf, read_variants
 from jaxgen.errors import InputError, nearest
-from jaxgen.heads.decoder import SequenceHead
-from jaxgen.heads.predictor import SequencePredictor
 from jaxgen.heads.variant import VariantScorer
 from jaxgen.jobs import training
-from jaxgen.jobs.inference import compiled, first_row, load, run_in_order, start_rows, variant_model
+from jaxgen.jobs.inference import compiled, first_row, load, run_in_order, start_rows, tuned_head, variant_model
 from jaxgen.jobs.training import ModelSpec, open_workdir, say, sized_for
-from jaxgen.layers.variables import named_arrays, with_arrays
 from jaxgen.tokenizers import Tokenizer
 from jaxgen.train.logging import environment, write_atomic, write_result
 from jaxgen.train.loop import params_digest
@@ -160,18 +154,12 @@ def _prepare(config: ConfigDict, genome: Genome, variants: Variants) -> tuple[Mo
 
 def _load(config: ConfigDict, spec: ModelSpec, tokenizer: Tokenizer, windows: Windows, mesh: Any) -> tuple[nnx.GraphDef, Any, int]:
     """(graph, state, outputs of the fine-tuned head or 0)."""
-    kept = workdirs.read_arrays(spec.folder) if config.init_from and workdirs.is_workdir(spec.folder) else {}
-    tuned = {name: x for name, x in kept.items() if name.startswith("head.")}
-    outputs = tuned["head.linear.kernel"].shape[1] if tuned else getattr(spec.config, "num_labels", 0)
-    pooling = json.loads((epath.Path(spec.folder) / "config.json").read_text())["head"]["pooling"] if tuned else "mean"
+    tuned = tuned_head(config, spec)
+    outputs = tuned.outputs if tuned else getattr(spec.config, "num_labels", 0)
     special = tokenizer.special_tokens if windows.special_tokens else 0
     per_token = max(1, round(windows.length / max(windows.width - special, 1)))
 
     def wrap(backbone: nnx.Module) -> VariantScorer:
-        head = None
-        if tuned:
-            decoder = SequenceHead(spec.config.d_model, outputs, nnx.Rngs(0), pooling=pooling)
-            head = SequencePredictor(backbone, decoder, masked=config.model.masked, strands=spec.family.strands)
         return VariantScorer(
             backbone,
             causal=spec.family.causal,
@@ -179,19 +167,11 @@ def _load(config: ConfigDict, spec: ModelSpec, tokenizer: Tokenizer, windows: Wi
             mask_id=0 if tokenizer.mask_id is None else tokenizer.mask_id,
             window_bp=config.variants.window,
             bp_per_token=per_token,
-            head=head,
+            head=tuned.around(backbone, spec, config.model.masked) if tuned else None,
         )
 
     graphdef, state = load(config, spec, mesh, wrap)
-    if tuned:
-        names = named_arrays(state.params)
-        heads = {
-            name: jax.device_put(tuned[name.removeprefix("head.")], old.sharding)
-            for name, old in names.items()
-            if name.startswith("head.head.")
-        }
-        state = dataclasses.replace(state, params=with_arrays(state.params, heads))
-    return graphdef, state, outputs
+    return graphdef, tuned.place(state) if tuned else state, outputs
 
 
 def _table(genome: Genome, variants: Variants, names: list[str], values: np.ndarray) -> str:

@@ -48,7 +48,8 @@ def say(text: str) -> None:
 _OWN_GROUPS = {
     "baseline": ("baseline", "benchmark"),
     "benchmark": ("benchmark",),
-    "embed": ("embed", "score", "generate"),
+    "embed": ("embed", "explain", "score", "generate"),
+    "explain": ("explain",),
     "generate": ("generate",),
     "perturbation": ("crossval",),
     "probe": ("probe_variants",),
@@ -350,7 +351,8 @@ def finish(
         say(f"{split}: {shown(values)}  (step {fitted.best_step})")
     if adapter := ready.tuned.save(best, config.workdir, config.init_from):
         say(f"adapter in peft's format: {adapter}")
-    result = run_result(fitted, results, config.seed, {"job": config.job, "model": run.spec.family.name, **run.extra_result, **extra})
+    told = {"job": config.job, "model": run.spec.family.name, "select": ready.plan.select, **run.extra_result, **extra}
+    result = run_result(fitted, results, config.seed, told)
     evaluators = ready.evaluators.items()
     last = {split: x.last for split, x in evaluators if isinstance(x, PredictionEvaluator) and x.last is not None}
     predictions = {split: (outputs, targets) for split, (outputs, targets, _) in last.items()}

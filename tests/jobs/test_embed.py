@@ -125,6 +125,14 @@ def test_all_tokens(table, texts, weights, alone, tmp_path, run_here):
         np.testing.assert_allclose(values[start:end], alone(text)[-1], atol=2e-3)
 
 
+def test_tokens_of_sequences_of_one_token(weights, tmp_path, run_here):
+    """As many rows as sequences, yet each a token and no sum."""
+    write_sequences(tmp_path / "x.csv", (1, 1, 1))
+    fields = {"embed__pooling": "none", "embed__special_tokens": "false"}
+    assert run_here(arguments(tmp_path / "x.csv", weights, tmp_path / "run", **fields)).code == 0
+    assert (np.abs(embeddings(tmp_path / "run")).max(1) > 0).all()
+
+
 def test_longer_than_the_model(table, texts, weights, alone, tmp_path, run_here):
     limited = {"embed__max_length": 42}
     ended = run_here(arguments(table, weights, tmp_path / "error", **limited))

@@ -1,9 +1,11 @@
 """Variant scoring through the command, against loops over single alleles with strings cut by hand."""
 
 import csv
+import gzip
 import json
 from pathlib import Path
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ import jaxgen
 from jaxgen.config import load_config
 from jaxgen.errors import InputError
 from jaxgen.jobs import inference, score_variants
+from jaxgen.models import caduceus, mamba
 from jaxgen.models.registry import resolve
 
 pysam = pytest.importorskip("pysam")
@@ -165,3 +168,59 @@ def test_an_interrupted_run_goes_on_with_the_same_bytes(files, weights, tmp_path
     monkeypatch.setattr(score_variants.EmbeddingFile, "record", record)
     assert score_variants.run(config(files, tmp_path / "cut", variants__vcf=str(long), **fields)) == 0
     assert (tmp_path / "cut/variants.tsv").read_bytes() == (tmp_path / "whole/variants.tsv").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["mamba", "caduceus_ph"])
+def test_all_variants_of_a_real_vcf(tmp_path, name):
+    """7,568 variants of 300 samples; a sample of them against strings cut in Python, each read alone, with the softmax written out."""
+    folder, length = helpers.real("human_chr20_1mb"), 96  # the longest allele has 45 bases
+    if name == "mamba":
+        model = mamba.Mamba(mamba.Config(d_model=8, n_layer=1), nnx.Rngs(1))
+    else:
+        model = caduceus.Caduceus(caduceus.PhConfig(d_model=8, n_layer=1), nnx.Rngs(1))
+    for leaf in jax.tree.leaves(nnx.state(model, nnx.Param), is_leaf=lambda x: isinstance(x, nnx.Variable)):
+        leaf[...] = leaf[...] * 3  # unequal probabilities
+    weights, vcf = jaxgen.export(model, tmp_path / "weights"), folder / "phased_300.vcf.gz"
+    fields = {"init_from": str(weights), "variants__batch_size": "256", "variants__length": str(length)}
+    assert score_variants.run(config((folder / "chr20_1mb.fa.gz", vcf), tmp_path / "w", **fields)) == 0
+
+    with gzip.open(vcf, "rt") as file:
+        records = [line.split("\t", 5)[:5] for line in file if not line.startswith("#")]
+    rows = list(csv.DictReader((tmp_path / "w/variants.tsv").open(), delimiter="\t"))
+    assert len(rows) == 7568
+    assert [(r["contig"], r["position"], r["ref"], r["alt"]) for r in rows] == [(c, p, r, a) for c, p, _, r, a in records]
+    with gzip.open(folder / "chr20_1mb.fa.gz", "rt") as file:
+        dna = "".join(line.strip() for line in file if not line.startswith(">"))
+
+    loaded = jaxgen.load(str(weights)).model
+    forward = jax.jit(lambda ids: loaded(ids).logits[0])
+    letters = {letter: 7 + i for i, letter in enumerate("ACGTN")}
+
+    def log_p(ids: list[int]) -> np.ndarray:
+        values = np.asarray(forward(np.array([ids])), np.float64)
+        shifted = values - values.max(1, keepdims=True)
+        return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+
+    snvs = [i for i, r in enumerate(rows) if len(r["ref"]) == len(r["alt"]) == 1]
+    others = [i for i in range(len(rows)) if i not in set(snvs)]
+    assert (len(snvs), len(others)) == (7252, 316)
+    rng = np.random.default_rng(0)
+    for i in [snvs[0], snvs[-1], *rng.choice(snvs, 20), *rng.choice(others, 4)]:
+        at, ref, alt = int(rows[i]["position"]) - 1, rows[i]["ref"], rows[i]["alt"]
+        if name == "caduceus_ph" and i in others:
+            assert rows[i]["llr"] == ""
+            continue
+        found = []
+        for reverse in (False, True):
+            windows = [(dna[:at] + allele + dna[at + len(ref) :])[at - length // 2 :][:length] for allele in (ref, alt)]
+            if reverse:
+                windows = [window[::-1].translate(str.maketrans("ACGT", "TGCA")) for window in windows]
+            before, after = ([letters[letter] for letter in window] for window in windows)
+            if name == "mamba":
+                totals = [sum(log_p(ids)[j - 1, ids[j]] for j in range(1, length)) for ids in (before, after)]
+                found.append(totals[1] - totals[0])
+            else:
+                (place,) = [j for j in range(length) if before[j] != after[j]]
+                values = log_p([*before[:place], 3, *before[place + 1 :]])[place]  # 3 is [MASK]
+                found.append(values[after[place]] - values[before[place]])
+        np.testing.assert_allclose(float(rows[i]["llr"]), np.mean(found), rtol=1e-4, atol=2e-5)

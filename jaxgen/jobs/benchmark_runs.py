@@ -1,0 +1,171 @@
+"""The runs of a benchmark: which there are, which of them are whose, and running them."""
+
+import dataclasses
+import fnmatch
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from jaxgen.config import set_field
+from jaxgen.errors import InputError
+from jaxgen.jobs import finetune
+from jaxgen.jobs.packing import run_packed
+from jaxgen.jobs.training import say
+from jaxgen.models.registry import resolve
+
+Settings = tuple[str, ...]  # field=value
+Item = TypeVar("Item")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run: `label` is the model's name in the table, `family` its architecture."""
+
+    label: str
+    family: str
+    task: str
+    seed: int
+    config: ConfigDict
+
+    @property
+    def finished(self) -> bool:
+        return (epath.Path(self.config.workdir) / "result.json").exists()
+
+
+def plan(config: ConfigDict, chosen: Mapping[tuple[str, str], Settings] | None = None) -> list[Cell]:
+    """All runs, seeds outermost, so that an unfinished benchmark covers every model and task.
+
+    Args:
+      chosen: by (label, task), what overrides `benchmark.settings`.
+
+    Raises:
+      InputError: an empty list, an unknown model, a setting that does not parse or names an unknown field, a repeated label.
+    """
+    b = config.benchmark
+    for name in ("models", "tasks", "seeds"):
+        if not b[name]:
+            raise InputError(f"benchmark.{name} is empty: list at least one")
+    models = dict(_labelled(entry) for entry in b.models)
+    if len(models) != len(b.models):
+        raise InputError("benchmark.models: two entries have one label; name them LABEL=MODEL")
+    cells = []
+    for seed in map(int, b.seeds):
+        for task in b.tasks:
+            for label, name in models.items():
+                run_config = _run_config(config, label, name, task, seed, (chosen or {}).get((label, task), ()))
+                cells.append(Cell(label, resolve(name)[0].name, task, seed, run_config))
+    return cells
+
+
+def packs(cells: Sequence[Cell], size: int) -> list[list[Cell]]:
+    """Up to `size` seeds of one model and task at a time, in the order of the first of them.
+
+    Raises:
+      InputError: not a positive number.
+    """
+    if size < 1:
+        raise InputError(f"benchmark.pack={size} must be at least 1")
+    groups: dict[tuple[str, str], list[list[Cell]]] = {}
+    order: list[list[Cell]] = []
+    for cell in cells:
+        own = groups.setdefault((cell.label, cell.task), [])
+        if not own or len(own[-1]) == size:
+            own.append([])
+            order.append(own[-1])
+        own[-1].append(cell)
+    return order
+
+
+def _labelled(entry: str) -> tuple[str, str]:
+    label, _, name = entry.partition("=")
+    return label, name or label
+
+
+def _run_config(config: ConfigDict, label: str, name: str, task: str, seed: int, chosen: Settings) -> ConfigDict:
+    """The config of one run of the finetune job."""
+    run_config = ConfigDict(config.to_dict())
+    run_config.job, run_config.seed = "finetune", seed
+    run_config.model.name, run_config.data.task = name, task
+    run_config.data.path = "" if task.startswith("simulated_") else config.data.path
+    for setting in (*matching(config, "settings", label, task), *chosen):
+        set_field(run_config, *setting.split("=", 1))
+    run_config.benchmark = ConfigDict()  # the lists may grow without touching finished runs
+    run_config.workdir = str(epath.Path(config.workdir) / "runs" / task / f"{label}_{seed}")
+    return run_config.lock()
+
+
+def matching(config: ConfigDict, field: str, label: str, task: str) -> list[str]:
+    """The entries field=value of `benchmark.settings` or `benchmark.sweep` that are for this model and task.
+
+    Raises:
+      InputError: an entry of another form.
+    """
+    found = []
+    for entry in config.benchmark[field]:
+        match = re.fullmatch(r"([^@:]+)@([^:]+):([\w.]+=.*)", entry)
+        if not match:
+            raise InputError(f"benchmark.{field}: {entry!r} is not MODELS@TASKS:field=value, such as mamba*@gue/*:train.epochs=3")
+        if fnmatch.fnmatchcase(label, match[1]) and fnmatch.fnmatchcase(task, match[2]):
+            found.append(match[3])
+    return found
+
+
+def share(items: Sequence[Item], text: str) -> list[Item]:
+    """Every n-th item beginning with the i-th for "i/n", counted from 1: one share per device, job of an array, or machine.
+
+    "auto" is the share of this job in a SLURM array, and everything elsewhere.
+
+    Raises:
+      InputError: not of that form.
+    """
+    if text == "auto":
+        index, first, count = (int(os.environ.get(f"SLURM_ARRAY_TASK_{name}", "1")) for name in ("ID", "MIN", "COUNT"))
+        text = f"{index - first + 1}/{count}"
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise InputError(f"benchmark.share={text!r}: expected auto, or i/n with i from 1 to n, such as 1/4")
+    return list(items[int(match[1]) - 1 :: int(match[2])])
+
+
+def run_all(packs: Sequence[Sequence[Cell]], folder: epath.Path) -> dict[str, str] | None:
+    """Runs what is not finished; failures by name, or None when a signal asked to stop (the run in progress saved itself)."""
+    failed: dict[str, str] = {}
+    todo = [pack for pack in packs if not all(cell.finished for cell in pack)]
+    began = time.monotonic()
+    for i, pack in enumerate(todo):
+        seeds = ", ".join(str(cell.seed) for cell in pack)
+        name = f"{pack[0].label} on {pack[0].task}, seed{'s' * (len(pack) > 1)} {seeds}"
+        eta = f", about {(time.monotonic() - began) / i * (len(todo) - i) / 60:.0f} min left" if i else ""
+        say(f"[{i + 1}/{len(todo)}] {name}{eta}")
+        try:
+            _run_pack(pack, folder)
+        except InputError as error:
+            failed[name] = str(error)
+            say(f"failed, going on with the next: {error}")
+            continue
+        finally:
+            jax.clear_caches()  # another model follows; its programs share nothing with these
+        if not all(cell.finished for cell in pack):
+            say("stopped; the same command goes on here")
+            return None
+    return failed
+
+
+def _run_pack(pack: Sequence[Cell], folder: epath.Path) -> None:
+    """Seeds of one model and task together; those that are finished already stay, unless their pack was killed while it wrote them."""
+
+    def progress(cells: Sequence[Cell]) -> epath.Path:
+        return folder / pack[0].task / "_".join([pack[0].label, *(str(cell.seed) for cell in cells)])
+
+    if not progress(pack).exists():
+        pack = [cell for cell in pack if not cell.finished]
+    if len(pack) == 1:
+        finetune.run(pack[0].config)
+    else:
+        run_packed([cell.config for cell in pack], str(progress(pack)))
