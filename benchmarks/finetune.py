@@ -1,7 +1,7 @@
 """Part `finetune`: samples/s of fine-tuning on a table, against transformers' Trainer with models of the same shape.
 
 Two layers of the Nucleotide Transformer v2 50m, and of DNABERT-2, on simulated DNA of mixed lengths. The peers are
-EsmForSequenceClassification and BertForSequenceClassification with the gated feed-forward networks of the originals put in (BERT has position
+EsmForSequenceClassification and BertForSequenceClassification with the gated feed-forward networks of the originals (BERT has position
 embeddings where DNABERT-2 has ALiBi). The Trainer gets ids that are tokenized beforehand and pads every batch to its longest row; jaxgen
 tokenizes as it goes. Rates are those that either reports for its steps: without the compilation, which stands in a note.
 """

@@ -151,7 +151,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.benchmark.settings = ()  # MODELS@TASKS:field=value with * for anything, in order, e.g. mamba*@gue/*:train.epochs=3
     c.benchmark.sweep = ()  # tried first, the best on validation is run: MODELS@TASKS:field=v1|v2, e.g. *@*:train.learning_rate=1e-3|3e-3
     c.benchmark.sweep_seeds = (1,)  # seeds of the trials, whose validation metrics are averaged
-    c.benchmark.share = "auto"  # i/n: every n-th run or pack from the i-th on; auto = the share of this job in a SLURM array, or all
+    c.benchmark.share = "auto"  # i/n: every n-th run or pack from the i-th on; auto = all, or as launch/local.py, SLURM or Kubernetes say
     c.benchmark.pack = 1  # seeds of one model and task that are trained together in one program, divided over the devices
     c.benchmark.dry_run = False  # list the runs and stop
     c.benchmark.kmer = True  # k-mer logistic regression beside every score; see baseline

@@ -1,11 +1,14 @@
 """Several processes of one run on this machine: the multi-host code path without a cluster.
 
-    python launch/local.py --processes=2 [--devices-per-process=N] [--cpu] -- --config=FILE --workdir=DIR
+    python launch/local.py --processes=2 [--devices-per-process=N] [--cpu] [--shares] -- --config=FILE --workdir=DIR
 
 Each process is `python -m jaxgen.main` with the arguments after `--`. On a machine with NVIDIA GPUs process i gets the GPUs
 [i*N, (i+1)*N); otherwise, or with `--cpu`, N virtual CPU devices. Lines of output carry the rank. When one process fails the
 others are ended and its exit code is returned; SIGTERM and SIGINT go to all of them, so that they can save and exit (a second
 signal kills them).
+
+With `--shares` they do not join in one run: each takes its share of the runs of a benchmark, on devices of its own, and goes on when
+another one fails.
 """
 
 import argparse
@@ -31,21 +34,20 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def environments(processes: int, devices: int, cpu: bool) -> list[dict[str, str]]:
-    """The environment of each process: how to find the others, and which devices are its own."""
-    shared = {
-        **os.environ,
-        "JAXGEN_COORDINATOR": f"127.0.0.1:{free_port()}",
-        "JAXGEN_PROCESS_COUNT": str(processes),
-        "PYTHONUNBUFFERED": "1",
-    }
+def environments(processes: int, devices: int, cpu: bool, shares: bool = False) -> list[dict[str, str]]:
+    """The environment of each process: how to find the others or which share it has, and which devices are its own."""
+    shared = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    if shares:
+        shared["JAXGEN_SHARE_COUNT"] = str(processes)
+    else:
+        shared |= {"JAXGEN_COORDINATOR": f"127.0.0.1:{free_port()}", "JAXGEN_PROCESS_COUNT": str(processes)}
     if cpu:
         count = "--xla_force_host_platform_device_count"
         flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(count)]
         shared |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join([*flags, f"{count}={devices}"])}
     found = []
     for rank in range(processes):
-        own = {"JAXGEN_PROCESS_ID": str(rank)}
+        own = {"JAXGEN_SHARE_INDEX" if shares else "JAXGEN_PROCESS_ID": str(rank)}
         if not cpu:
             own["CUDA_VISIBLE_DEVICES"] = ",".join(str(rank * devices + i) for i in range(devices))
         found.append(shared | own)
@@ -59,8 +61,8 @@ def _copy(source: IO[str], target: IO[str], prefix: str, lock: Any) -> None:
             target.flush()
 
 
-def run(command: Sequence[str], environments: Sequence[dict[str, str]], grace: float = GRACE_SECONDS) -> int:
-    """Runs `command` once per environment; returns 0, or the exit code of the first process that failed."""
+def run(command: Sequence[str], environments: Sequence[dict[str, str]], grace: float = GRACE_SECONDS, joined: bool = True) -> int:
+    """Runs `command` once per environment; returns 0, or the exit code of the first process that failed, which ends the `joined` others."""
     lock, copiers, children = threading.Lock(), [], []
     signals = 0
 
@@ -87,7 +89,7 @@ def run(command: Sequence[str], environments: Sequence[dict[str, str]], grace: f
     code, deadline = 0, None
     while any(child.poll() is None for child in children):
         failed = next((rank for rank, child in enumerate(children) if child.poll()), None)
-        if failed is not None and deadline is None:
+        if joined and failed is not None and deadline is None:
             code = children[failed].returncode
             deadline = time.monotonic() + grace
             with lock:
@@ -111,13 +113,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--processes", type=int, default=2, help="number of processes (default 2)")
     parser.add_argument("--devices-per-process", type=int, default=1, help="GPUs or virtual CPU devices of each (default 1)")
     parser.add_argument("--cpu", action="store_true", help="use the CPU although there are GPUs")
+    parser.add_argument("--shares", action="store_true", help="processes share the runs of a benchmark instead of joining in one run")
     options = parser.parse_args(arguments)
     if not forwarded:
         parser.error("nothing to run: put the arguments of jaxgen.main after --")
     if options.processes < 1 or options.devices_per_process < 1:
         parser.error("--processes and --devices-per-process must be at least 1")
     cpu = options.cpu or shutil.which("nvidia-smi") is None
-    return run([sys.executable, "-m", "jaxgen.main", *forwarded], environments(options.processes, options.devices_per_process, cpu))
+    found = environments(options.processes, options.devices_per_process, cpu, options.shares)
+    return run([sys.executable, "-m", "jaxgen.main", *forwarded], found, joined=not options.shares)
 
 
 if __name__ == "__main__":

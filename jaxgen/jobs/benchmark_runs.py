@@ -119,14 +119,20 @@ def matching(config: ConfigDict, field: str, label: str, task: str) -> list[str]
 def share(items: Sequence[Item], text: str) -> list[Item]:
     """Every n-th item beginning with the i-th for "i/n", counted from 1: one share per device, job of an array, or machine.
 
-    "auto" is the share of this job in a SLURM array, and everything elsewhere.
+    "auto" is share number JAXGEN_SHARE_INDEX (from 0; or JOB_COMPLETION_INDEX, of an indexed Kubernetes job) of JAXGEN_SHARE_COUNT where
+    that is set, the share of this job in a SLURM array, and everything elsewhere.
 
     Raises:
       InputError: not of that form.
     """
     if text == "auto":
-        index, first, count = (int(os.environ.get(f"SLURM_ARRAY_TASK_{name}", "1")) for name in ("ID", "MIN", "COUNT"))
-        text = f"{index - first + 1}/{count}"
+        own = os.environ
+        if "JAXGEN_SHARE_COUNT" in own:
+            index = int(own.get("JAXGEN_SHARE_INDEX") or own.get("JOB_COMPLETION_INDEX", "0"))
+            text = f"{index + 1}/{own['JAXGEN_SHARE_COUNT']}"
+        else:
+            index, first, count = (int(own.get(f"SLURM_ARRAY_TASK_{name}", "1")) for name in ("ID", "MIN", "COUNT"))
+            text = f"{index - first + 1}/{count}"
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise InputError(f"benchmark.share={text!r}: expected auto, or i/n with i from 1 to n, such as 1/4")

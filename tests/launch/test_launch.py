@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jaxgen.jobs.benchmark_runs import share
+
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
 
@@ -183,3 +185,25 @@ def test_jobset():
     x, y = map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
     assert x * y == job["parallelism"] * container["resources"]["limits"]["google.com/tpu"]
     assert container["command"][:4] == ["python", "-u", "-m", "jaxgen.main"]
+
+
+def test_table_job_gives_every_pod_its_share(monkeypatch):
+    (job,) = yaml.safe_load_all((LAUNCH / "gke_table.yaml").read_text())
+    assert (job["kind"], job["spec"]["completionMode"]) == ("Job", "Indexed")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["command"][:4] == ["python", "-u", "-m", "jaxgen.main"]
+    shares = []
+    for index in range(job["spec"]["completions"]):
+        for entry in [*container["env"], {"name": "JOB_COMPLETION_INDEX", "value": str(index)}]:
+            monkeypatch.setenv(entry["name"], entry["value"])
+        shares += share(list(range(20)), "auto")
+    assert sorted(shares) == list(range(20))
+
+
+def test_shares_on_one_machine_do_not_end_each_other(local, capfd):
+    dies = "if os.environ['JAXGEN_SHARE_INDEX'] == '1': sys.exit(3)"
+    code = f"import os, sys, time\n{dies}\ntime.sleep(1); print(os.environ['JAXGEN_SHARE_COUNT'])"
+    environments = local.environments(2, 1, cpu=True, shares=True)
+    assert "JAXGEN_COORDINATOR" not in environments[0].keys() - os.environ.keys()
+    assert local.run([sys.executable, "-c", code], environments, grace=0.1, joined=False) == 3
+    assert capfd.readouterr().out == "[0] 2\n"
