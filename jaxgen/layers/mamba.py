@@ -44,6 +44,31 @@ class MixerConfig:
         return self.dt_rank or math.ceil(self.d_model / 16)
 
 
+@dataclasses.dataclass(frozen=True)
+class BackboneConfig(MixerConfig):
+    """What Mamba and Caduceus share besides the mixer: shape and numerics."""
+
+    d_model: int = 256
+    n_layer: int = 4
+    vocab_size: int = 12
+    pad_vocab_size_multiple: int = 8
+    rms_norm: bool = True
+    norm_epsilon: float = 1e-5
+    residual_in_fp32: bool = False
+    initializer_range: float = 0.02
+    dtype: str = "float32"
+    remat: str = "none"
+
+    @property
+    def n_tokens(self) -> int:
+        """Rows of the embedding: the vocabulary padded to a multiple."""
+        return -(-self.vocab_size // self.pad_vocab_size_multiple) * self.pad_vocab_size_multiple
+
+    @property
+    def mixer(self) -> MixerConfig:
+        return MixerConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(MixerConfig)})
+
+
 def _dt_bias(config: MixerConfig) -> Initializer:
     """Inverse softplus of time steps drawn log-uniformly between dt_min and dt_max."""
 

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxgen.checkpoints.key_table import Row, strip_prefix
 from jaxgen.checkpoints.mamba_format import projection_rows, ssm_rows
 from jaxgen.layers.core import Buffer, Embedding, LayerNorm, RMSNorm, normal
-from jaxgen.layers.mamba import BiMixer, Block, Mixer, MixerConfig, read_mixer, write_mixer
+from jaxgen.layers.mamba import BackboneConfig, BiMixer, Block, Mixer, read_mixer, write_mixer
 from jaxgen.layers.output import Output
 from jaxgen.layers.stack import make_stack, scan_stack
 from jaxgen.models.family import Family
@@ -27,52 +27,22 @@ COMPLEMENT = (0, 1, 2, 3, 4, 5, 6, 10, 9, 8, 7, 11)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(BackboneConfig):
     """Shape and numerics. `dt_rank` 0 means ceil(d_model / 16); `complement_map` is continued by identity up to the padded vocabulary."""
 
     # Reverse-complement parameter sharing: all that tells PS from Ph.
     rcps: ClassVar[bool]
 
-    d_model: int = 256
-    n_layer: int = 4
-    vocab_size: int = 12
-    pad_vocab_size_multiple: int = 8
     complement_map: tuple[int, ...] = COMPLEMENT
     bidirectional: bool = True
     bidirectional_strategy: str = "add"
     bidirectional_weight_tie: bool = True
-    rms_norm: bool = True
     # For PS not only a kernel: the fused block swaps the two halves.
     fused_add_norm: bool = True
-    norm_epsilon: float = 1e-5
-    residual_in_fp32: bool = False
-    initializer_range: float = 0.02
-    d_state: int = 16
-    d_conv: int = 4
-    expand: int = 2
-    dt_rank: int = 0
-    dt_min: float = 1e-3
-    dt_max: float = 0.1
-    dt_init: str = "random"
-    dt_scale: float = 1.0
-    dt_init_floor: float = 1e-4
-    conv_bias: bool = True
-    bias: bool = False
-    dtype: str = "float32"
-    remat: str = "none"
 
     def __post_init__(self) -> None:
         complement = tuple(int(i) for i in self.complement_map)
         object.__setattr__(self, "complement_map", complement + tuple(range(len(complement), self.n_tokens)))
-
-    @property
-    def n_tokens(self) -> int:
-        """Rows of the embedding: the vocabulary padded to a multiple."""
-        return -(-self.vocab_size // self.pad_vocab_size_multiple) * self.pad_vocab_size_multiple
-
-    @property
-    def mixer(self) -> MixerConfig:
-        return MixerConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(MixerConfig)})
 
 
 class PhConfig(Config):

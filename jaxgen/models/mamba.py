@@ -18,47 +18,18 @@ from jaxgen.checkpoints.key_table import Row, strip_prefix
 from jaxgen.checkpoints.mamba_format import projection_rows, ssm_rows
 from jaxgen.errors import InputError
 from jaxgen.layers.core import Embedding, LayerNorm, Linear, RMSNorm, normal
-from jaxgen.layers.mamba import Block, Mixer, MixerConfig, read_mixer, write_mixer
+from jaxgen.layers.mamba import BackboneConfig, Block, Mixer, read_mixer, write_mixer
 from jaxgen.layers.output import Output
 from jaxgen.layers.stack import make_stack, scan_stack
 from jaxgen.models.family import Family
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(BackboneConfig):
     """Shape and numerics. `dt_rank` 0 means ceil(d_model / 16)."""
 
-    d_model: int = 256
     n_layer: int = 8
-    vocab_size: int = 12
-    pad_vocab_size_multiple: int = 8
-    rms_norm: bool = True
-    norm_epsilon: float = 1e-5
-    residual_in_fp32: bool = False
     tie_embeddings: bool = True
-    initializer_range: float = 0.02
-    d_state: int = 16
-    d_conv: int = 4
-    expand: int = 2
-    dt_rank: int = 0
-    dt_min: float = 1e-3
-    dt_max: float = 0.1
-    dt_init: str = "random"
-    dt_scale: float = 1.0
-    dt_init_floor: float = 1e-4
-    conv_bias: bool = True
-    bias: bool = False
-    dtype: str = "float32"
-    remat: str = "none"
-
-    @property
-    def n_tokens(self) -> int:
-        """Rows of the embedding: the vocabulary padded to a multiple."""
-        return -(-self.vocab_size // self.pad_vocab_size_multiple) * self.pad_vocab_size_multiple
-
-    @property
-    def mixer(self) -> MixerConfig:
-        return MixerConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(MixerConfig)})
 
 
 SIZES = {
