@@ -6,6 +6,7 @@ import shutil
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 from jaxgen.data.genome import cache_root
@@ -15,6 +16,7 @@ from jaxgen.errors import InputError
 _TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".fna", ".fna.gz", ".fa", ".fasta")
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _BLOCK = 1 << 20
+EQTL_REPOSITORY, EQTL_FILE = "InstaDeepAI/genomics-long-range-benchmark", "variant_effect_causal_eqtl/All_Tissues.csv"
 
 
 def is_archive(path: str | Path) -> bool:
@@ -37,32 +39,45 @@ def download(card: Card, cache: str = "") -> Path:
         InputError: no network, no such repository, none of its files belongs to the task, or a file of another size or SHA-256 than the
             hub states.
     """
+    hub, suite = SUITES[card.suite].hub, suites_root(cache) / card.suite
+    folder = suite / card.name if "{name}" in hub else suite
+    for name in _fetch(hub.format(name=card.name), folder, lambda names: _files_of(card, names), f"{card.suite}/{card.name}"):
+        if is_archive(name):
+            unpack(folder / name, folder / Path(name).name.split(".")[0])
+    return suite
+
+
+def download_eqtl(cache: str = "") -> Path:
+    """The table of eQTLs of the long-range benchmark (InstaDeepAI, CC-BY-NC-4.0), as `download` does it."""
+    folder = suites_root(cache) / "long_range"
+    (name,) = _fetch(EQTL_REPOSITORY, folder, lambda names: [name for name in names if name == EQTL_FILE], "eqtl")
+    return folder / name
+
+
+def _fetch(repository: str, folder: Path, choose: Callable[[list[str]], list[str]], what: str) -> list[str]:
+    """Names of the files that `choose` takes of those in a dataset repository; they are below `folder`, and whole."""
     import huggingface_hub  # slow to import, and needed here only
 
-    hub, suite = SUITES[card.suite].hub, suites_root(cache) / card.suite
-    repository, folder = hub.format(name=card.name), suite / card.name if "{name}" in hub else suite
-    chosen: list[str] = []
     try:
         info = huggingface_hub.HfApi().dataset_info(repository, files_metadata=True)
         files = {file.rfilename: file for file in info.siblings or []}
-        chosen = _files_of(card, sorted(files))
+        chosen = choose(sorted(files))
         if chosen:
             huggingface_hub.snapshot_download(repository, repo_type="dataset", revision=info.sha, allow_patterns=chosen, local_dir=folder)
     except Exception as error:  # network, HTTP and hub errors have no common base
         reason = " ".join(str(error).split())[:120]
         raise InputError(
-            f"{card.suite}/{card.name}: not to be had from {repository} on the hub ({type(error).__name__}: {reason}); "
+            f"{what}: not to be had from {repository} on the hub ({type(error).__name__}: {reason}); "
             "run the same command again to go on, or give --config.data.path=FOLDER"
         ) from error
     if not chosen:
         shown = ", ".join(sorted(files)[:5])
-        raise InputError(f"{repository} on the hub has no files of {card.name} (it has {shown} ...); give --config.data.path=FOLDER")
+        name = what.rpartition("/")[2]
+        raise InputError(f"{repository} on the hub has no files of {name} (it has {shown} ...); give --config.data.path=FOLDER")
     for name in chosen:
         lfs = files[name].lfs
         _verify(folder / name, files[name].size, lfs.sha256 if lfs else "")
-        if is_archive(name):
-            unpack(folder / name, folder / Path(name).name.split(".")[0])
-    return suite
+    return chosen
 
 
 def _files_of(card: Card, names: list[str]) -> list[str]:

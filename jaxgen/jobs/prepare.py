@@ -5,6 +5,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxgen.data import downloads, gene_windows
+from jaxgen.data.eqtl_table import split_eqtl_table
 from jaxgen.data.genome import Genome, cache_root
 from jaxgen.data.records import records_folder, to_array_record
 from jaxgen.data.tasks.suite import card_of
@@ -17,7 +18,7 @@ from jaxgen.jobs.training import say
 def run(config: ConfigDict) -> int:
     """Prepare `data.fasta` (into `data.cache`), `data.task` and the genes of `data.gtf` (into the workdir).
 
-    A suite's files that `data.path` does not give come from the hub; an archive is unpacked; `data.task` may be a whole suite.
+    A suite's files that `data.path` does not give come from the hub; an archive is unpacked; `data.task` may be a whole suite, or eqtl.
     """
     d = config.data
     if d.gtf and not d.fasta:
@@ -37,6 +38,12 @@ def run(config: ConfigDict) -> int:
     if d.task:
         if not config.workdir:
             raise InputError("--workdir=DIR is missing: where should the records of the task go?")
+        if d.task == "eqtl":
+            source = d.path or downloads.download_eqtl(d.cache)
+            for note in split_eqtl_table(source, config.workdir):
+                say(note)
+            say(f"probe them with --config.data.path={config.workdir}, hg38 as data.fasta, and the bases per window as probe.length")
+            return 0
         members = SUITES[d.task].tasks if d.task in SUITES else {}
         for name in members or [None]:
             _task(config, f"{d.task}/{name}" if name else d.task, config.workdir if not name else str(Path(config.workdir) / name))
