@@ -1,6 +1,6 @@
 """Many models on many tasks and seeds, one table: configs/benchmark.py[:gue|genomic_benchmarks|nt|nt_revised] --config.data.path=ROOT.
 
-`:gue,smoke` on mouse_3 and prom_core_tata: 48 small runs in 1.2 hours on two busy CPU cores; the command and the table are in docs/results.md.
+`:gue,smoke` on mouse_3 and prom_core_tata: 48 small runs in 1.2 hours on two busy CPU cores; docs/results.md has the table.
 """
 
 from ml_collections import ConfigDict
