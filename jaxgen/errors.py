@@ -18,3 +18,8 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; choose one of {', '.join(choices)}" if choices else ""
+
+
+def short(error: Exception) -> str:
+    """Kind and text of somebody else's error, on one line and cut short."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from jaxgen.checkpoints.readers import find_weights
-from jaxgen.errors import InputError
+from jaxgen.errors import InputError, short
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _BESIDE = ["*.json", "*.txt", "*.model"]  # configs and tokenizers
@@ -40,9 +40,8 @@ def _snapshot(name: str, revision: str | None) -> Path:
         if not _has_weights(folder):
             folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=_BESIDE + _ELSE))
     except Exception as error:  # network, HTTP and Hub errors have no common base
-        reason = " ".join(str(error).split())[:120]
         raise InputError(
-            f"{name}: no such folder, and not to be had from the Hugging Face Hub ({type(error).__name__}: {reason}); "
+            f"{name}: no such folder, and not to be had from the Hugging Face Hub ({short(error)}); "
             "give a local folder, or an HF_HOME whose cache holds it"
         ) from error
     return folder

@@ -9,6 +9,9 @@ import numpy as np
 COMPLEMENT = np.arange(256, dtype=np.uint8)
 COMPLEMENT[np.frombuffer(b"ACGTacgt", np.uint8)] = np.frombuffer(b"TGCAtgca", np.uint8)
 _COMPLEMENT_TABLE = COMPLEMENT.tobytes()
+# Letter -> A, C, G, T in upper case (T for U), N for every other.
+PLAIN = np.full(256, ord("N"), np.uint8)
+PLAIN[np.frombuffer(b"ACGTUacgtu", np.uint8)] = np.frombuffer(b"ACGTTACGTT", np.uint8)
 
 
 def reverse_complement(bases: np.ndarray, flags: np.ndarray | None = None) -> np.ndarray:

@@ -11,11 +11,10 @@ from pathlib import Path
 
 from jaxgen.data.genome import cache_root
 from jaxgen.data.tasks.suites import SUITES, Card
-from jaxgen.errors import InputError
+from jaxgen.errors import InputError, short
 
 _TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".fna", ".fna.gz", ".fa", ".fasta")
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_BLOCK = 1 << 20
 EQTL_REPOSITORY, EQTL_FILE = "InstaDeepAI/genomics-long-range-benchmark", "variant_effect_causal_eqtl/All_Tissues.csv"
 
 
@@ -65,9 +64,8 @@ def _fetch(repository: str, folder: Path, choose: Callable[[list[str]], list[str
         if chosen:
             huggingface_hub.snapshot_download(repository, repo_type="dataset", revision=info.sha, allow_patterns=chosen, local_dir=folder)
     except Exception as error:  # network, HTTP and hub errors have no common base
-        reason = " ".join(str(error).split())[:120]
         raise InputError(
-            f"{what}: not to be had from {repository} on the hub ({type(error).__name__}: {reason}); "
+            f"{what}: not to be had from {repository} on the hub ({short(error)}); "
             "run the same command again to go on, or give --config.data.path=FOLDER"
         ) from error
     if not chosen:
@@ -102,11 +100,8 @@ def _verify(path: Path, size: int | None, sha256: str) -> None:
 
 def file_sha256(path: str | Path) -> str:
     """In hexadecimal."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def unpack(archive: str | Path, folder: Path, sha256: str = "") -> Path:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxgen.data.augment import PLAIN
 from jaxgen.data.genome import Genome
 from jaxgen.data.streams import split_files, stream_rows
-from jaxgen.data.tables import LETTERS, check_sequences
+from jaxgen.data.tables import check_sequences
 from jaxgen.data.variants import Variants, allele, allele_windows, checked_reference
 from jaxgen.errors import InputError, nearest
 
@@ -26,11 +27,6 @@ FIELDS = ("chromosome", "tissue", "distance_to_nearest_tss")
 LABELS = ("label", "labels")  # one of them
 MOST_N = 0.005  # share of N in the reference window from which a row is left out
 _BLOCK = 64  # windows checked at a time
-
-# Upper case, T for U, and N for all other ambiguity letters, so that k-mer tokenizers spell them as they spell N.
-_CLEAN = np.arange(256, dtype=np.uint8)
-for _letter in LETTERS:
-    _CLEAN[[_letter, _letter | 0x20]] = _letter if chr(_letter) in "ACGT" else ord("T") if chr(_letter) == "U" else ord("N")
 
 Windows = tuple[np.ndarray, np.ndarray]
 
@@ -207,7 +203,7 @@ def _rows_from(files: list[Path], counts: list[int], skip: int) -> Iterator[dict
 
 def _middle(texts: Sequence[bytes], length: int) -> np.ndarray:
     """uint8 (n, length): the middle of texts of one length, cleaned; base `len // 2` comes to column `length // 2`."""
-    rows = np.frombuffer(b"".join(texts).translate(_CLEAN.tobytes()), np.uint8).reshape(len(texts), -1)
+    rows = np.frombuffer(b"".join(texts).translate(PLAIN.tobytes()), np.uint8).reshape(len(texts), -1)
     first = rows.shape[1] // 2 - length // 2 if length else 0
     return rows[:, first : first + length] if length else rows
 
@@ -228,7 +224,7 @@ def _from_alleles(split: str, files: list[Path], length: int, genome: Genome) ->
         rows = _label_checked(path, stream_rows(path, (*ALLELES, *FIELDS), LABELS))
         while block := list(islice(rows, _BLOCK)):
             variants = _variants(path, block, genome)
-            windows = [_CLEAN[x] for x in allele_windows(genome, variants, np.arange(len(variants)), length)]
+            windows = [PLAIN[x] for x in allele_windows(genome, variants, np.arange(len(variants)), length)]
             keep = [_is_known(ref) for ref in windows[0]]
             for (line, row), chosen, ref, alt in zip(block, keep, *windows):
                 if chosen:
@@ -249,7 +245,7 @@ def _from_alleles(split: str, files: list[Path], length: int, genome: Genome) ->
     def read(first: int, rows: int) -> Iterator[Windows]:
         for start in range(first, len(every), rows):
             ref, alt = allele_windows(genome, every, np.arange(start, min(start + rows, len(every))), length)
-            yield _CLEAN[ref], _CLEAN[alt]
+            yield PLAIN[ref], PLAIN[alt]
 
     return fields.split(split, files[0], _found(unknown, 0), length, read)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxgen.data.augment import COMPLEMENT
+from jaxgen.data.augment import COMPLEMENT, PLAIN
 from jaxgen.data.segments import Encoder, Segments, Step
 from jaxgen.data.sequences import Sequences
 from jaxgen.errors import InputError
@@ -13,15 +13,12 @@ from jaxgen.tokenizers.base import Tokenizer
 LETTERS = np.frombuffer(b"ACGT", np.uint8)
 _CODES = np.full(256, -1, np.int8)
 _CODES[LETTERS] = np.arange(4)
-_PLAIN = np.where(_CODES >= 0, np.arange(256), ord("N")).astype(np.uint8)
-_PLAIN[LETTERS | 0x20] = LETTERS
-_PLAIN[[ord("U"), ord("u")]] = ord("T")
 _COUNTED_ROWS = 4096  # mutants encoded at a time to count their tokens
 
 
 def plain(sequences: Sequences) -> Sequences:
     """The same in upper case, with N for every letter but A, C, G, T (U is T)."""
-    return Sequences(_PLAIN[sequences.buffer], sequences.offsets)
+    return Sequences(PLAIN[sequences.buffer], sequences.offsets)
 
 
 def codes(sequences: Sequences) -> np.ndarray:

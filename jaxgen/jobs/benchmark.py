@@ -38,13 +38,14 @@ def run(config: ConfigDict) -> int:
     if not config.workdir:
         raise InputError("--workdir=DIR is missing: where should the runs and the table go?")
     cells, failed = plan(config), {}
-    mine = share(packs(cells, config.benchmark.pack), config.benchmark.share)
     if config.benchmark.sweep:  # the seeds of a model and task stay together with the trials that choose their settings
         pairs = share(list(dict.fromkeys((cell.label, cell.task) for cell in cells)), config.benchmark.share)
         if not config.benchmark.dry_run and (failed := sweep(config, pairs)) is None:
             return 0
         cells = plan(config, chosen_settings(config))
         mine = [pack for pack in packs(cells, config.benchmark.pack) if (pack[0].label, pack[0].task) in pairs]
+    else:
+        mine = share(packs(cells, config.benchmark.pack), config.benchmark.share)
     if config.benchmark.dry_run:
         for number, pack in enumerate(mine, 1):
             for cell in pack:

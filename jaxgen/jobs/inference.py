@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -181,14 +181,29 @@ def computed(
 ) -> Iterator[tuple[int, jax.Array]]:
     """(number, output) of batches 0 ... n - 1: made ahead by threads, handed out when the next one is under way, so that nobody waits."""
     options = grain.ReadOptions(num_threads=config.data.threads, prefetch_buffer_size=config.data.prefetch if config.data.threads else 0)
-    waiting: tuple[int, jax.Array] | None = None
-    for number, batch in enumerate(grain.MapDataset.range(n).map(make_batch).to_iter_dataset(options)):
+    return _one_late(grain.MapDataset.range(n).map(make_batch).to_iter_dataset(options), compute)
+
+
+def _one_late(batches: Iterable[Any], compute: Callable[[Any], Any]) -> Iterator[tuple[int, Any]]:
+    waiting: tuple[int, Any] | None = None
+    for number, batch in enumerate(batches):
         output = compute(batch)
         if waiting is not None:
             yield waiting
         waiting = number, output
     if waiting is not None:
         yield waiting
+
+
+def _read_ahead(batches: Iterator[Any], n: int) -> Iterator[Any]:
+    """The first n batches, each read by a thread while the one before is computed."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = [reader.submit(next, batches)] if n else []
+        for number in range(n):
+            batch = coming.pop().result()
+            if number + 1 < n:
+                coming.append(reader.submit(next, batches))
+            yield batch
 
 
 def run_plan(
@@ -262,7 +277,7 @@ def run_in_order(
     each = rows // jax.process_count()
     progress = Progress(len(starts), is_main_process=main)
 
-    def settle(number: int, outputs: Sequence[jax.Array]) -> None:
+    for number, outputs in _one_late(_read_ahead(batches, len(starts)), compute):
         start = starts[number]
         first = start + jax.process_index() * each
         for file, output in zip(files, outputs):
@@ -278,19 +293,6 @@ def run_in_order(
                 for file in files:
                     file.record(done + -(-(number + 1) // RECORD_EVERY), digest)
 
-    waiting: Sequence[jax.Array] = ()
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(next, batches) if starts else None
-        for number in range(len(starts)):
-            assert coming is not None
-            batch = coming.result()
-            coming = reader.submit(next, batches) if number + 1 < len(starts) else None
-            outputs = compute(batch)
-            if number:
-                settle(number - 1, waiting)
-            waiting = outputs
-        if starts:
-            settle(len(starts) - 1, waiting)
     progress.close()
     seconds = time.monotonic() - began
     return {"examples_per_second": max(n - starts.start, 0) / max(seconds, 1e-9), "wall_seconds": seconds}

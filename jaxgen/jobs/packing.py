@@ -7,12 +7,14 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxgen.jobs import finetune, training
-from jaxgen.jobs.training import Ready, Run, finish, open_log, open_workdir, say, set_up
+from jaxgen.jobs import finetune
+from jaxgen.jobs.training import Ready, Run, finish, open_log, open_workdir, say, set_up, train
 from jaxgen.layers.variables import named_arrays
 from jaxgen.train.checkpoint import Checkpoints
 from jaxgen.train.evaluate import PredictionEvaluator
+from jaxgen.train.logging import write_json
 from jaxgen.train.packed import Member, fit_packed
+from jaxgen.train.sharding import make_mesh
 
 
 def run_packed(configs: Sequence[ConfigDict], folder: str) -> None:
@@ -27,12 +29,15 @@ def run_packed(configs: Sequence[ConfigDict], folder: str) -> None:
     open_workdir(_as_one(configs, folder))
     runs = [finetune.prepare(config) for config in configs]
     # One device per mesh: the seeds are what is divided over the devices.
-    mesh = training.make_mesh(dict.fromkeys(configs[0].mesh, 1), jax.local_devices()[:1])
+    mesh = make_mesh(dict.fromkeys(configs[0].mesh, 1), jax.local_devices()[:1])
     ready = [set_up(config, run, mesh) for config, run in zip(configs, runs)]
     if reason := _unlike(runs, ready):
         say(f"one seed after the other: {reason}")
-        for config in configs:
-            finetune.run(config)
+        for config, run in zip(configs, runs):
+            if not open_workdir(config):
+                train(config, run)
+            if not (epath.Path(config.workdir) / "result.json").exists():
+                return  # a signal asked to stop
         return
     _train(configs, runs, ready, folder)
 
@@ -59,7 +64,7 @@ def _unlike(runs: Sequence[Run], ready: Sequence[Ready]) -> str:
 
 
 def _train(configs: Sequence[ConfigDict], runs: Sequence[Run], ready: Sequence[Ready], folder: str) -> None:
-    training.write_json(epath.Path(folder) / "config.json", _as_one(configs, folder).to_dict())
+    write_json(epath.Path(folder) / "config.json", _as_one(configs, folder).to_dict())
     with contextlib.ExitStack() as stack:
         members = []
         for config, run, r in zip(configs, runs, ready):

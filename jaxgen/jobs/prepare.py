@@ -44,30 +44,39 @@ def run(config: ConfigDict) -> int:
                 say(note)
             say(f"probe them with --config.data.path={config.workdir}, hg38 as data.fasta, and the bases per window as probe.length")
             return 0
-        members = SUITES[d.task].tasks if d.task in SUITES else {}
-        for name in members or [None]:
-            _task(config, f"{d.task}/{name}" if name else d.task, config.workdir if not name else str(Path(config.workdir) / name))
+        path = _unpacked(config)
+        if d.task in SUITES:
+            for member in SUITES[d.task].tasks:
+                _task(config, f"{d.task}/{member}", path, str(Path(config.workdir) / member))
+        else:
+            _task(config, d.task, path, config.workdir)
         if d.task.partition("/")[0] in SUITES and not d.path:
             root = downloads.suites_root(d.cache)
             say(f"the files are below {root}; fine-tune and benchmark on them with --config.data.path={root}")
     return 0
 
 
-def _task(config: ConfigDict, name: str, workdir: str) -> None:
-    """One task as records in `workdir`, with what its files are."""
-    config = ConfigDict(config.to_dict())
+def _unpacked(config: ConfigDict) -> str:
+    """`data.path`, or the folder that its archive was unpacked into."""
     d = config.data
-    d.task, (suite, _, member) = name, name.partition("/")
+    if downloads.is_archive(d.path):
+        stem = Path(d.path).name.split(".")[0]
+        return str(downloads.unpack(d.path, cache_root(d.cache) / "archives" / stem, d.sha256))
+    if d.sha256:
+        raise InputError(f"data.sha256 is that of an archive, but data.path={d.path!r} is none (.zip, .tar, .tar.gz)")
+    return d.path
+
+
+def _task(config: ConfigDict, name: str, path: str, workdir: str) -> None:
+    """One task, from `path` or else from the hub, as records in `workdir`."""
+    suite, _, member = name.partition("/")
     if suite in SUITES and records_folder(workdir).exists():
         say(f"{name}: records are there already, in {workdir}")
         return
-    if not d.path and suite in SUITES:
-        d.path = str(downloads.download(card_of(suite, member), d.cache))
-    elif downloads.is_archive(d.path):
-        stem = Path(d.path).name.split(".")[0]
-        d.path = str(downloads.unpack(d.path, cache_root(d.cache) / "archives" / stem, d.sha256))
-    elif d.sha256:
-        raise InputError(f"data.sha256 is that of an archive, but data.path={d.path!r} is none (.zip, .tar, .tar.gz)")
+    if not path and suite in SUITES:
+        path = str(downloads.download(card_of(suite, member), config.data.cache))
+    config = ConfigDict(config.to_dict())
+    config.data.task, config.data.path = name, path
     task = load_task(config)
     folder = to_array_record(task, workdir)
     rows = ", ".join(f"{len(examples):,} {split}" for split, examples in task.splits.items())

@@ -167,8 +167,17 @@ def markdown(lines: Sequence[Line], facts: Mapping[str, TaskFacts]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:
-        beside = " | ".join(map(_number, (line.clean_mean, line.baseline, line.published, line.difference)))
-        cells = (line.task, line.model, line.metric, str(line.n), _with_spread(line), beside, str(line.nan_steps), f"{line.seconds:.0f}")
+        beside = " | ".join(map(number, (line.clean_mean, line.baseline, line.published, line.difference)))
+        cells = (
+            line.task,
+            line.model,
+            line.metric,
+            str(line.n),
+            with_spread(line.mean, line.std),
+            beside,
+            str(line.nan_steps),
+            f"{line.seconds:.0f}",
+        )
         text.append(f"| {' | '.join(cells)} |")
     sources = "; ".join(sorted({line.source for line in lines} - {""})) or "none"
     text.append("\nMean ± standard deviation over n seeds, on the whole test split.")
@@ -177,7 +186,7 @@ def markdown(lines: Sequence[Line], facts: Mapping[str, TaskFacts]) -> str:
         leaks = fact.leaks
         known = f"; {leaks['near']:.0f} of {leaks['test_rows']:.0f} test rows are in train, or nearly" if leaks else ""
         majority = fact.baselines.get("majority", {}).get("accuracy", math.nan)
-        text.append(f"- {task}: accuracy of the majority class {_number(majority)}{known}" + "".join(f"; {note}" for note in fact.notes))
+        text.append(f"- {task}: accuracy of the majority class {number(majority)}{known}" + "".join(f"; {note}" for note in fact.notes))
     return "\n".join(text) + "\n"
 
 
@@ -195,18 +204,20 @@ def latex(lines: Sequence[Line]) -> str:
         best = max((line.mean for line in row if line is not None), default=math.nan)
         cells = []
         for line in row:
-            cell = "--" if line is None else _with_spread(line).replace("±", r"$\pm$")
+            cell = "--" if line is None else with_spread(line.mean, line.std).replace("±", r"$\pm$")
             cells.append(rf"\textbf{{{cell}}}" if line is not None and line.mean == best else cell)
         text.append(" & ".join([escaped(task), *cells]) + r" \\")
     return "\n".join([*text, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """A score for a table; nothing for NaN."""
     return "" if math.isnan(value) else f"{value:.3f}"
 
 
-def _with_spread(line: Line) -> str:
-    return _number(line.mean) if math.isnan(line.std) else f"{line.mean:.3f} ± {line.std:.3f}"
+def with_spread(mean: float, std: float) -> str:
+    """The same with its standard deviation, unless that is NaN."""
+    return number(mean) if math.isnan(std) else f"{number(mean)} ± {number(std)}"
 
 
 def _record(line: Line) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jaxgen.train.benchmark_report import csv_text
+from jaxgen.train.benchmark_report import csv_text, number, with_spread
 from jaxgen.train.logging import write_atomic
 from jaxgen.train.plots import COLOURS, new_figure, png
 
@@ -70,7 +70,7 @@ def markdown(buckets: Sequence[BucketScores]) -> str:
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for b in buckets:
         cells = [b.label, f"{b.train_rows:,}", f"{b.test_rows:,}", "" if math.isnan(b.c) else f"{b.c:g}"]
-        cells += [_with_spread(b.decision), _with_spread(b.hard), *(_number(b.zero_shot[name]) for name in zero_shot)]
+        cells += [with_spread(*spread(b.decision)), with_spread(*spread(b.hard)), *(number(b.zero_shot[name]) for name in zero_shot)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -78,15 +78,6 @@ def markdown(buckets: Sequence[BucketScores]) -> str:
 def spread(values: Sequence[float]) -> tuple[float, float]:
     """(mean, standard deviation of a sample), NaN where there are too few values."""
     return (float(np.mean(values)) if len(values) else math.nan, float(np.std(values, ddof=1)) if len(values) > 1 else math.nan)
-
-
-def _with_spread(values: Sequence[float]) -> str:
-    mean, std = spread(values)
-    return _number(mean) if math.isnan(std) else f"{_number(mean)} ± {_number(std)}"
-
-
-def _number(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.3f}"
 
 
 def _figure(buckets: Sequence[BucketScores], title: str, attainable: float) -> Any:
