@@ -45,7 +45,7 @@ def run(options: Options) -> Iterator[Row | Note]:
         shown = "/".join(Path(path).parts[-2:]) if path else task.name
         source = TableSource(task.splits["train"], tokenizer)
         for most in dict.fromkeys((1, common.get_config().data.buckets)):
-            buckets = bucket_lengths(source.lengths, most)
+            buckets = bucket_lengths(source.lengths, most, batch_size=BATCH)
             rows = f"rows of {buckets[0]}" if len(buckets) == 1 else f"{len(buckets)} lengths up to {buckets[-1]}"
             case = f"{shown}, {source.lengths.min()}-{source.lengths.max()} tokens in {rows}, batches of {BATCH}"
             yield Row("padding", case, 100 * padding(source, buckets), "%", goal=GOAL)

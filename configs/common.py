@@ -47,7 +47,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.data.kind = "classification"  # table task: classification or regression
     c.data.split_seed = -1  # seed of splits that the data does not bring; -1 = seed
     c.data.max_length = 0  # tokens per example; 0 = longest training sequence, to a multiple of 8, or less where a suite says so
-    c.data.buckets = 10  # most padded lengths that a table of many lengths gets, as few as leave < 5 % padding; 1 = max_length for all
+    c.data.buckets = 16  # most padded lengths that a table of many lengths gets, as few as leave < 5 % padding; 1 = max_length for all
     c.data.rc_aug = False  # reverse-complement training examples with probability 1/2
     c.data.max_shift = 0  # move training examples by a random number of bases up to this, either way
     c.data.conjoin_train = False  # train on both strands of every example, predictions averaged

@@ -9,7 +9,7 @@ ENOUGH = 0.05  # another padded length is not worth its compilation once less th
 _CANDIDATES = 512
 
 
-def bucket_lengths(lengths: np.ndarray, most: int, longest: int = 0) -> tuple[int, ...]:
+def bucket_lengths(lengths: np.ndarray, most: int, longest: int = 0, batch_size: int = 1) -> tuple[int, ...]:
     """The padded lengths that leave the least padding when every sequence is padded to the next one.
 
     The optimum by dynamic programming over the histogram of lengths. As few as leave less than 5 % of the positions to padding,
@@ -19,6 +19,7 @@ def bucket_lengths(lengths: np.ndarray, most: int, longest: int = 0) -> tuple[in
         lengths: integers (n,), tokens per sequence.
         most: largest number of padded lengths; 1 gives `longest` alone.
         longest: the last padded length, not below any of `lengths`; 0 for the largest of them, rounded up to a multiple of 8.
+        batch_size: rows per batch. One batch lies across each border and is padded to the longer length; in a small table that counts.
 
     Returns:
         ascending; the last is `longest`, all others are multiples of 8 (of a larger number where lengths exceed 4096).
@@ -38,12 +39,14 @@ def bucket_lengths(lengths: np.ndarray, most: int, longest: int = 0) -> tuple[in
     positions = (fitting[None, :] - fitting[:, None]) * candidates[None, :]
     positions[np.tril_indices(len(candidates))] = np.inf
     choices, real = [], float(np.sum(lengths, dtype=np.int64))
+    # Half a batch, as it falls, at every border; from the shortest length to the longest the borders add up to the same, many or few.
+    across = (batch_size - 1) / 2 * (longest - np.min(lengths, initial=longest))
     for _ in range(most):
         total = cost[:, None] + positions
         choices.append(total.argmin(0))
         cost = total.min(0)
         cost[0] = 0.0
-        if real > (1 - ENOUGH) * cost[-1]:
+        if real > (1 - ENOUGH) * (cost[-1] + across * (len(choices) > 1)):
             break
     buckets, at = [], len(candidates) - 1
     for choice in reversed(choices):

@@ -61,7 +61,7 @@ def prepare(config: ConfigDict) -> Run:
     # Models with their own classifier take one length; unmasked models see the padding, so its amount is part of the recipe.
     most = d.buckets if spec.family.emits == "hidden" and config.model.masked else 1
     lengths = sources["train"].lengths
-    buckets = bucket_lengths(lengths, most, max_length)
+    buckets = bucket_lengths(lengths, most, max_length, t.batch_size)
     reading: dict[str, Any] = {"num_threads": d.threads, "prefetch": d.prefetch, "buckets": buckets}
     loader = train_loader(sources["train"], batch_size=t.batch_size, seed=config.seed, **process, **reading)
 
