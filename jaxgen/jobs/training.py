@@ -89,7 +89,8 @@ def open_workdir(config: ConfigDict, progress: str = "checkpoints/step_*") -> bo
         raise InputError(f"--workdir={config.workdir} holds checkpoints but no config.json; choose another --workdir")
     theirs = _flat(json.loads(file.read_text()))
     for field, value in _flat(json.loads(json.dumps(config.to_dict()))).items():
-        if _binds(field, config.job) and theirs.get(field) != value:
+        unknown_and_off = field not in theirs and not value  # a field added since that run, and not made use of
+        if _binds(field, config.job) and theirs.get(field) != value and not unknown_and_off:
             raise InputError(
                 f"--workdir={config.workdir} holds a run with config.{field}={theirs.get(field)!r}, not {value!r}; "
                 "choose another --workdir or delete it"

@@ -154,6 +154,18 @@ def test_a_finished_run_is_left_alone(jobs, copy, run_here):
     assert everything(copy) == before
 
 
+def test_a_run_made_before_a_field_was_added(jobs, copy, run_here):
+    """The new field binds nothing while it is off."""
+    config = json.loads((copy / "config.json").read_text())
+    del config["data"]["sha256"], config["seed"]
+    (copy / "config.json").write_text(json.dumps(config))
+    ended = run_here([*jobs["hyenadna"], f"--workdir={copy}", "--config.seed=0"])
+    assert "finished already" in ended.err
+    ended = run_here([*jobs["hyenadna"], f"--workdir={copy}", "--config.seed=7"])
+    assert ended.code == 2
+    assert "seed=None, not 7" in ended.error
+
+
 @pytest.mark.parametrize("damage", ["temporary folder", "no arrays", "no position", "gone, with a log that is ahead"])
 def test_a_half_written_save_is_not_picked_up(jobs, finished_here, copy, run_here, damage):
     (copy / "result.json").unlink()
