@@ -86,6 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     warning = load_warning(options.one_core)
     if options.one_core:
         use_one_core()
+    from jaxgen.train.memory import keep_freed_memory  # imports jax
+
+    keep_freed_memory()  # as jaxgen.main does; the peers in this process have it too
     rows, notes = measure(parts, options)
     if warning:
         notes.insert(0, Note("machine", warning))

@@ -100,12 +100,14 @@ def main(argv: Sequence[str]) -> int:
         print(help_text())
         return 0
     from jaxgen.config import load_config
+    from jaxgen.train.memory import keep_freed_memory
 
     spec, overrides = parse_flags(argv)
     config = load_config(spec, overrides)
     jobs = available_jobs()
     if config.job not in jobs:
         raise InputError(f"config.job={config.job!r} is not a job{nearest(config.job, jobs)}")
+    keep_freed_memory()
     start_devices()
     start_compile_cache(config.compile_cache)
     try:

@@ -50,7 +50,9 @@ def test_a_small_table_counts_the_batches_across_borders():
     lengths, batch_size = np.random.default_rng(1).integers(100, 800, 1200), 32
     buckets = bucket_lengths(lengths, 24, batch_size=batch_size)
     assert len(bucket_lengths(lengths, 24)) < len(buckets) < 24
-    masks = [batch["mask"] for batch in take(train_loader(source(lengths), batch_size=batch_size, seed=1, num_threads=0, buckets=buckets), 37)]
+    masks = [
+        batch["mask"] for batch in take(train_loader(source(lengths), batch_size=batch_size, seed=1, num_threads=0, buckets=buckets), 37)
+    ]
     assert 1 - sum(mask.sum() for mask in masks) / sum(mask.size for mask in masks) < 0.055
     assert bucket_lengths(np.array([90] * 20 + [96]), 8, batch_size=64) == (96,)  # without borders nothing lies across one
 
