@@ -232,7 +232,7 @@ def fit_packed(
         evaluator = PackedEvaluator([member.evaluators[split] for member in members], mesh)
         params = packed.best_params if packed.best_ema is None else packed.best_ema
         results[split] = evaluator.metrics(params, packed.now.frozen, packed.best_model_state)
-    rates, seconds = progress.rates(), (before + time.time() - began) / count
+    rates, seconds = {name: rate / count for name, rate in progress.rates().items()}, (before + time.time() - began) / count  # a seed's share
     out = []
     for i, member in enumerate(members):
         member.log.flush()

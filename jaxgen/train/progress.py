@@ -99,7 +99,8 @@ class Progress:
             yield
         finally:
             if self._began is not None:
-                self._paused += time.monotonic() - began
+                self._now = time.monotonic()  # rates asked for before the next update leave this pause out, too
+                self._paused += self._now - began
 
     def _describe(self, loss: float | None) -> str:
         rates = self.rates()

@@ -154,6 +154,9 @@ def test_rates_leave_out_compilation_and_pauses(clock):
     assert bar.rates() == pytest.approx({"steps_per_second": 2, "examples_per_second": 16, "tokens_per_second": 160, "mfu": 0.2})
     last = stream.getvalue().splitlines()[-1]
     assert last == "step 6/10  loss 1.2500  16.0 examples/s  160.0 tokens/s  MFU 20.0%  ETA 00:02"
+    with bar.paused():
+        clock.now += 100
+    assert bar.rates()["examples_per_second"] == pytest.approx(16)
 
 
 def test_plain_lines_come_every_interval_and_at_the_end(clock):
