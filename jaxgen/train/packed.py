@@ -232,7 +232,8 @@ def fit_packed(
         evaluator = PackedEvaluator([member.evaluators[split] for member in members], mesh)
         params = packed.best_params if packed.best_ema is None else packed.best_ema
         results[split] = evaluator.metrics(params, packed.now.frozen, packed.best_model_state)
-    rates, seconds = {name: rate / count for name, rate in progress.rates().items()}, (before + time.time() - began) / count  # a seed's share
+    # What a seed reports is its share.
+    rates, seconds = {name: rate / count for name, rate in progress.rates().items()}, (before + time.time() - began) / count
     out = []
     for i, member in enumerate(members):
         member.log.flush()
