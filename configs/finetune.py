@@ -1,4 +1,10 @@
-"""Fine-tune or train from scratch: MODEL on TASK, e.g. configs/finetune.py:hyenadna_tiny_1k,table --config.data.path=FOLDER."""
+"""Fine-tune or train from scratch: configs/finetune.py:MODEL,TASK --config.data.path=FOLDER [--config.init_from=WEIGHTS].
+
+From scratch on gue/prom_core_notata, 3 seeds: Mamba, Caduceus-Ph and -PS reach a test MCC of 0.65 where k-mers reach 0.595, in 5 to 10 min per
+run on one busy CPU core; commands and table in docs/results.md.
+
+    python -m jaxgen.main --config=configs/finetune.py:caduceus_ps_smoke,table --config.data.path=../shared/data/gue/prom_core_notata --workdir=RUN
+"""
 
 from ml_collections import ConfigDict
 
@@ -7,11 +13,11 @@ from jaxgen.config import split_variant
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """variant: MODEL,TASK (default hyenadna_smoke,simulated_promoters)."""
+    """variant: MODEL,TASK (default hyenadna_smoke,simulated_promoters; `,TASK` takes the model of init_from)."""
     model, task = split_variant(variant, "model", "task")
     c = common.get_config()
     c.job = "finetune"
-    c.model.name = model or "hyenadna_smoke"
+    c.model.name = model or ("" if task else "hyenadna_smoke")
     c.data.task = task or "simulated_promoters"
     c.data.rc_aug = False
     c.train.epochs = 10

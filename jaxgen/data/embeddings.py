@@ -40,6 +40,7 @@ def read_named_sequences(path: str, id_column: str, sequence_column: str, duplic
     """Reads a CSV or TSV table (plain or gzip) with an id and a sequence column, or a FASTA (plain, gzip or bgzip).
 
     Args:
+        id_column: empty: rows are numbered from 1.
         duplicates: "error", or "last": of rows with the same id the last one counts, in the place of the first.
 
     Raises:
@@ -53,8 +54,13 @@ def read_named_sequences(path: str, id_column: str, sequence_column: str, duplic
         ids, texts = _read_fasta(path)
         lines = list(range(1, len(ids) + 1))
     elif table_suffix(path):
-        columns, lines = read_columns(path, id_column, sequence_column)
-        ids, texts = columns[id_column], columns[sequence_column]
+        try:
+            columns, lines = read_columns(path, *filter(None, (id_column, sequence_column)))
+        except InputError as error:
+            hint = "; set embed.id_column (empty: rows are numbered)" if f"no column {id_column!r}" in str(error) else ""
+            raise InputError(f"{error}{hint}") from None
+        texts = columns[sequence_column]
+        ids = columns[id_column] if id_column else [str(number) for number in range(1, len(texts) + 1)]
         if "" in ids:
             raise InputError(f"{path}:{lines[ids.index('')]}: empty {id_column!r}")
     else:

@@ -111,8 +111,6 @@ def _folder(config: ConfigDict) -> Path:
 
 
 def _model(config: ConfigDict) -> ModelSpec:
-    if not config.model.name and not config.init_from:
-        raise InputError("no model: give configs/embed.py:MODEL or --config.init_from=WEIGHTS")
     spec = model_spec(config)
     if spec.family.emits != "hidden" or spec.family.inputs != "tokens":
         raise InputError(f"model {spec.family.name!r} has no hidden states of tokens to embed with; choose a language model")

@@ -127,8 +127,6 @@ def _read(config: ConfigDict) -> NamedSequences:
 
 def _prepare(config: ConfigDict, data: NamedSequences) -> tuple[Encoder, ModelSpec]:
     """The sequences under the model's tokenizer, and the model, for sequences of their length."""
-    if not config.model.name and not config.init_from:
-        raise InputError("no model: give configs/explain.py:MODEL or --config.init_from=WEIGHTS")
     spec = model_spec(config)
     if spec.family.inputs != "tokens":
         raise InputError(f"model {spec.family.name!r} reads no tokens; choose another")

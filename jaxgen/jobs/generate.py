@@ -124,8 +124,6 @@ def _sequences(config: ConfigDict) -> tuple[list[str], Sequences, str]:
 
 
 def _model(config: ConfigDict) -> ModelSpec:
-    if not config.model.name and not config.init_from:
-        raise InputError("no model: give configs/generate.py:MODEL or --config.init_from=WEIGHTS")
     spec = model_spec(config)
     if not spec.family.causal:
         raise InputError(f"model {spec.family.name!r} is not causal and cannot continue a sequence; choose mamba, hyenadna or gpt_neo")

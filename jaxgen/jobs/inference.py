@@ -50,8 +50,6 @@ def variant_model(config: ConfigDict) -> tuple[ModelSpec, Tokenizer]:
     Raises:
       InputError: no model, one without hidden states of tokens, or one of byte pairs.
     """
-    if not config.model.name and not config.init_from:
-        raise InputError(f"no model: give configs/{config.job}.py:MODEL or --config.init_from=WEIGHTS")
     spec = model_spec(config)
     if spec.family.emits != "hidden" or spec.family.inputs != "tokens":
         raise InputError(f"model {spec.family.name!r} reads no tokens or has no hidden states; choose a language model")

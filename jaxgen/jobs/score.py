@@ -76,8 +76,6 @@ def run(config: ConfigDict) -> int:
 
 
 def _model(config: ConfigDict) -> ModelSpec:
-    if not config.model.name and not config.init_from:
-        raise InputError("no model: give configs/score.py:MODEL or --config.init_from=WEIGHTS")
     spec = model_spec(config)
     if spec.family.emits != "hidden" or spec.family.inputs != "tokens":
         raise InputError(f"model {spec.family.name!r} has no language-model head; choose a language model")

@@ -131,7 +131,7 @@ def model_spec(config: ConfigDict) -> ModelSpec:
     """The backbone of a config, before anything is known of the task.
 
     Raises:
-      InputError: unknown model, size, field or precision; a checkpoint of another family.
+      InputError: no model; unknown model, size, field or precision; a checkpoint of another family.
     """
     runtime = dict(config.model.config.to_dict())
     if config.precision not in ("float32", "bfloat16"):
@@ -142,6 +142,8 @@ def model_spec(config: ConfigDict) -> ModelSpec:
     if config.init_from:
         weights = read_weights(config.init_from, runtime, resolve(config.model.name)[0] if config.model.name else None)
         return ModelSpec(weights.family, weights.config, weights.arrays, weights.folder)
+    if not config.model.name:
+        raise InputError("no model: give --config.model.name=MODEL (or FILE.py:MODEL) or --config.init_from=WEIGHTS")
     family, size = resolve(config.model.name)
     return ModelSpec(family, override(size, runtime), None)
 

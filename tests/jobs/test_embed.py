@@ -99,6 +99,13 @@ def test_rows_are_those_of_each_sequence_alone(table, texts, weights, alone, tmp
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_rows_without_ids_are_numbered(tmp_path, weights, run_here):
+    path = tmp_path / "x.csv"
+    path.write_text("sequence\nACGT\nAACC\n")
+    assert run_here(arguments(path, weights, tmp_path / "run", embed__id_column="")).code == 0
+    assert next((tmp_path / "run").glob("*_gene_index.txt")).read_text().split() == ["1", "2"]
+
+
 def test_batches_and_buckets_change_nothing_but_rounding(table, weights, tmp_path, run_here):
     made = []
     for i, fields in enumerate(({"data__buckets": 1}, {"embed__batch_tokens": 96}, {"embed__batch_tokens": 4096, "data__threads": 0})):
@@ -211,6 +218,7 @@ def test_one_folder_holds_one_model_and_setting(table, weights, tmp_path, run_he
         ("gene_id,sequence\na,\n", {}, ":2: empty 'sequence'"),
         ("gene_id,sequence\n,AC\n", {}, ":2: empty 'gene_id'"),
         ("gene,sequence\na,AC\n", {}, "no column 'gene_id'; did you mean 'gene'?"),
+        ("gene,sequence\na,AC\n", {}, "set embed.id_column (empty: rows are numbered)"),
         ("gene_id,sequence\na,AC\n", {"embed__pooling": "men"}, "embed.pooling='men'; did you mean 'mean'?"),
         ("gene_id,sequence\na,AC\n", {"embed__layer": "7"}, "embed.layer=7: the model has hidden states 0 ... 3"),
         ("gene_id,sequence\na,AC\n", {"embed__strand": "both"}, "embed.strand='both'"),
