@@ -78,10 +78,14 @@ def read_weights(path_or_hub_id: str, fields: Mapping[str, Any] | None = None, e
         _check_same(backbone, shapes_of(family, config), str(folder))
         return Weights(family, config, backbone, {n: x for n, x in arrays.items() if not n.startswith("backbone.")}, folder)
     public, weights_file = readers.read_config(folder), readers.find_weights(folder)
-    raw = readers.read_tensors(weights_file)
+    raw = key_table.unwrapped(readers.read_tensors(weights_file))
     family = _expect(_recognise(public, raw, folder), expected, folder)
     tensors = family.public_names(raw)
-    config = override(family.read_config(public, tensors, Path(weights_file).name), fields or {})
+    try:
+        config = family.read_config(public, tensors, Path(weights_file).name)
+    except KeyError as error:
+        raise InputError(f"{folder}: the config lacks {error}, which a {family.name} checkpoint needs") from error
+    config = override(config, fields or {})
     head = {name: tensor for name, tensor in tensors.items() if re.search(family.head_keys, name)}
     body = {name: tensor for name, tensor in tensors.items() if name not in head}
     rows, sizes = family.key_table(config), family.table_sizes(config)
