@@ -33,6 +33,9 @@ def verify(paths: Sequence[str]) -> int:
             except InputError as error:
                 lines, failed = [], failed + 1
                 print(f"{case.name:44s} FAIL  {' '.join(str(error).split())}")
+            except Exception as error:  # of one case, so that the others are still compared
+                lines, failed = [], failed + 1
+                print(f"{case.name:44s} FAIL  {type(error).__name__}: {' '.join(str(error).split())}")
             for line in lines:
                 print(line)
             compared += len(lines)
