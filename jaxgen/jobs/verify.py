@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from jaxgen.errors import InputError
+from jaxgen.errors import InputError, short
 from jaxgen.goldens.core import Case, TextCase, check, text_cases
 
 
@@ -35,7 +35,7 @@ def verify(paths: Sequence[str]) -> int:
                 print(f"{case.name:44s} FAIL  {' '.join(str(error).split())}")
             except Exception as error:  # of one case, so that the others are still compared
                 lines, failed = [], failed + 1
-                print(f"{case.name:44s} FAIL  {type(error).__name__}: {' '.join(str(error).split())}")
+                print(f"{case.name:44s} FAIL  {short(error)}")
             for line in lines:
                 print(line)
             compared += len(lines)

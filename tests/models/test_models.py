@@ -174,6 +174,17 @@ def test_a_config_that_lacks_a_field_is_named(tmp_path):
         jaxgen.load(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("d_model", "wide"), ("n_layer", -1), ("n_layer", None), ("layer_norm_epsilon", "0"), ("d_inner", "x")]
+)
+def test_a_config_of_which_no_model_can_be_made(name, value, tmp_path):
+    folder = jaxgen.export(hyenadna.HyenaDNA(TINY, nnx.Rngs(0)), tmp_path)
+    public = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(public | {name: value}))
+    with pytest.raises(InputError, match="the config"):
+        jaxgen.load(str(folder))
+
+
 def test_head_of_a_public_classifier_is_kept(tmp_path):
     from jaxgen.checkpoints.readers import read_tensors
     from jaxgen.checkpoints.safetensors_io import write_safetensors
