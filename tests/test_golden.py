@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from jaxgen.checkpoints.safetensors_io import write_safetensors
-from jaxgen.goldens.core import FAMILIES, check, find_cases
+from jaxgen.goldens import data
+from jaxgen.goldens.core import FAMILIES, check, compare, find_cases
 from jaxgen.jobs.verify import main as verify
 
 CASES = list(find_cases(helpers.GOLDEN_ROOTS))
@@ -77,6 +78,27 @@ def test_another_shape_fails(case, capsys):
         change(case, logits=stored["logits"][:, :-1])
     assert verify([str(case)]) == 1
     assert "expected" in capsys.readouterr().out
+
+
+def test_nan_equals_nan_and_what_a_case_leaves_out_is_not_compared(case, capsys):
+    found = compare("x", np.float32([np.nan, np.inf, 1]), np.float32([np.nan, np.inf, 1]), 0, 1e-3)
+    assert found.ok
+    assert not compare("x", np.float32([np.nan]), np.float32([1]), 1, 1).ok
+    filters = helpers.ROOT / "tests" / "goldens" / "hyena_filter"
+    folder = shutil.copytree(next(filters.iterdir()), case.parent / "hyena_filter" / "fewer")
+    with np.load(folder / "io.npz") as stored:
+        content = {name: stored[name] for name in ("u", "y")}
+    np.savez(folder / "io.npz", **content)
+    assert verify([str(folder)]) == 0
+    assert "1 arrays" in capsys.readouterr().out
+
+
+def test_one_case_that_raises_does_not_end_the_others(case, capsys, monkeypatch):
+    monkeypatch.setattr(data, "re", None)
+    assert verify([str(helpers.ROOT / "tests" / "goldens" / "splits"), str(case)]) == 1
+    out = capsys.readouterr().out
+    assert "AttributeError" in out
+    assert "any_name/logits" in out
 
 
 def test_weights_that_do_not_fit_fail_and_name_the_tensors(case, capsys):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen.checkpoints.key_table import LINEAR, Row
+from jaxgen.checkpoints.key_table import LINEAR, Row, current_norm_names
 from jaxgen.errors import InputError
 
 _EMBEDDINGS, _HEAD = "embeddings.", "cls.predictions."
@@ -34,7 +34,7 @@ def shared_rows(config: Any, max_positions: int = 0) -> list[Row]:
 
 
 def without_prefix(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
+    return current_norm_names({name.removeprefix("bert."): tensor for name, tensor in tensors.items()})
 
 
 def with_prefix(name: str) -> str:

@@ -287,6 +287,20 @@ def export(
     return tensors
 
 
+def unwrapped(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Without the prefix that DataParallel (`module.`) or torch.compile (`_orig_mod.`) gave to every name."""
+    for prefix in ("module.", "_orig_mod."):
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): x for name, x in tensors.items()}
+    return dict(tensors)
+
+
+def current_norm_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`LayerNorm.gamma` and `.beta`, as the oldest and the newest transformers write them, under `weight` and `bias`."""
+    names = {"gamma": "weight", "beta": "bias"}
+    return {re.sub(r"(?<=LayerNorm\.)(gamma|beta)$", lambda m: names[m[0]], name): x for name, x in tensors.items()}
+
+
 def strip_prefix(tensors: Mapping[str, np.ndarray], prefixes: Sequence[str]) -> dict[str, np.ndarray]:
     """Takes from each name the longest of `prefixes` that it begins with; other names stay. For layouts with `model.`, `hyena.` or none.
 

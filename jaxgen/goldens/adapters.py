@@ -12,13 +12,13 @@ from flax import nnx
 
 import jaxgen
 from jaxgen.checkpoints import key_table
+from jaxgen.goldens.attention import objective_of
 from jaxgen.goldens.core import Case, golden
 from jaxgen.heads.adapters import Adapter, Layout, freeze_patterns, merge
 from jaxgen.heads.peft_format import adapter_rows, load_adapter, save_adapter
 from jaxgen.layers.output import Output
 from jaxgen.layers.variables import named_arrays
 from jaxgen.models.registry import family_of
-from jaxgen.train import objectives
 from jaxgen.train.optim import OptimizerConfig, make_optimizer, split_trainable
 
 Arrays = dict[str, np.ndarray]
@@ -35,8 +35,7 @@ def ia3(case: Case) -> Arrays:
     graphdef, params, rest = nnx.split(base, nnx.Param, ...)
     trainable: Any
     trainable, frozen = split_trainable(params, freeze_patterns("ia3", layout.own_head(), prefix=""))
-    classes = not jnp.issubdtype(labels.dtype, jnp.floating)
-    objective = objectives.classification if classes else objectives.regression
+    objective = objective_of(case, arrays["labels"], computed["logits_base"].shape[-1] == 1)
     batch = {"target": labels, "weight": jnp.ones(len(labels))}
 
     optimizer = make_optimizer(OptimizerConfig(), trainable, 1e-3)

@@ -129,15 +129,21 @@ def sequence_decoder(case: Case) -> Arrays:
     head = nnx.merge(graphdef, with_arrays(state, {name: jnp.asarray(x) for name, x in loaded.items()}))
     lengths: Any = case.arrays.get("lengths")
 
+    mode, kept, each = c["mode"], c.get("l_output", 0), bool(c.get("use_lengths"))
+
     def predict(strand: jax.Array) -> jax.Array:
-        return head.linear(decoder.restrict(strand, c["mode"], c.get("l_output", 0), lengths))
+        if each:  # every sequence up to its own end
+            rows = [decoder.restrict(row[None, :n], mode, kept) for row, n in zip(strand, lengths)]
+            return head.linear(jnp.concatenate(rows))
+        return head.linear(decoder.restrict(strand, mode, kept, lengths))
 
     if hidden.ndim == 4:
         logits = (predict(hidden[..., 0]) + predict(hidden[..., 1])) / 2
+        logits = logits[0] if len(logits) == 1 else logits  # the original loses the axis of a batch of one here
     else:
         logits = predict(hidden)
     computed: Mapping[str, Any] = {"logits": logits}
-    if not c.get("l_output") and c["mode"] != "ragged":  # the head that fine-tuning uses is the same function
-        head.pooling = {"pool": "mean"}.get(c["mode"], c["mode"])
+    if kept == 0 and mode != "ragged" and not each:  # the head that fine-tuning uses is the same function
+        head.pooling = {"pool": "mean"}.get(mode, mode)
         computed = computed | {"head_agrees": np.allclose(head(hidden), logits, atol=1e-5)}
     return {name: np.asarray(x) for name, x in computed.items()}

@@ -33,14 +33,14 @@ class SequenceHead(nnx.Module):
         return self.linear(pool(hidden, self.pooling, mask))
 
 
-def restrict(hidden: jax.Array, mode: str, l_output: int = 0, lengths: jax.Array | None = None) -> jax.Array:
+def restrict(hidden: jax.Array, mode: str, l_output: int | None = 0, lengths: jax.Array | None = None) -> jax.Array:
     """The published decoder's `mode` over (batch, positions, features), padding included.
 
     Args:
       mode: "pool" (running mean), "sum" (running sum), "last", "first", or "ragged" (drop what lies beyond the longest of `lengths`).
-      l_output: positions kept; 0 keeps one and drops its axis.
+      l_output: positions kept; 0 keeps one and drops its axis, None keeps all.
     """
-    n = max(l_output, 1)
+    n = hidden.shape[1] if l_output is None else max(l_output, 1)
     if mode == "last":
         kept = hidden[:, -n:]
     elif mode == "first":
@@ -56,4 +56,4 @@ def restrict(hidden: jax.Array, mode: str, l_output: int = 0, lengths: jax.Array
         return hidden[:, : int(lengths.max())]
     else:
         raise InputError(f"unknown decoder mode {mode!r}{nearest(mode, DECODER_MODES)}")
-    return kept if l_output else kept[:, 0]
+    return kept[:, 0] if l_output == 0 else kept

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from jaxgen.errors import InputError
+from jaxgen.errors import InputError, short
 from jaxgen.goldens.core import Case, TextCase, check, text_cases
 
 
@@ -33,6 +33,9 @@ def verify(paths: Sequence[str]) -> int:
             except InputError as error:
                 lines, failed = [], failed + 1
                 print(f"{case.name:44s} FAIL  {' '.join(str(error).split())}")
+            except Exception as error:  # of one case, so that the others are still compared
+                lines, failed = [], failed + 1
+                print(f"{case.name:44s} FAIL  {short(error)}")
             for line in lines:
                 print(line)
             compared += len(lines)

@@ -25,7 +25,7 @@ class MixerConfig:
     d_model: int
     d_state: int = 16
     d_conv: int = 4
-    expand: int = 2
+    expand: float = 2
     dt_rank: int = 0
     dt_min: float = 1e-3
     dt_max: float = 0.1

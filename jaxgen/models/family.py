@@ -85,3 +85,13 @@ def override(config: Any, fields: Mapping[str, Any], where: str = "model.config"
             raise InputError(f"{where}.{name}: expected {type(current).__name__} like {current!r}, got {value!r}")
         clean[name] = value
     return dataclasses.replace(config, **clean)
+
+
+def check_fields(config: Any, where: str) -> None:
+    """Numbers and names are what they are declared as, and whole numbers are not negative; truth is taken as Python takes it."""
+    kinds = {int: (int, "a whole number from 0 on"), float: (int | float, "a number"), str: (str, "a name")}
+    for field in dataclasses.fields(config):
+        kind, what = kinds.get(field.type, (object, ""))  # pyright: ignore[reportArgumentType]
+        value = getattr(config, field.name)
+        if not isinstance(value, kind) or (what and isinstance(value, bool)) or (field.type is int and value < 0):
+            raise InputError(f"{where} gives {field.name}={value!r}, which should be {what}")

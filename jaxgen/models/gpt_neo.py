@@ -45,6 +45,7 @@ class Config:
     bos_id: int = 50256
     eos_id: int = 50256
     initializer_range: float = 0.02
+    tie_embeddings: bool = True
     num_labels: int = 0
     dtype: str = "float32"
     remat: str = "none"
@@ -123,6 +124,8 @@ class GPTNeo(nnx.Module):
         self.positions = Embedding(config.max_positions, config.d_model, rngs, init=init)
         self.blocks = make_stack(lambda r: Block(config, r), config.n_layer, rngs)
         self.norm = LayerNorm(config.d_model, rngs, eps=config.layer_norm_epsilon)
+        own = not (config.tie_embeddings or config.num_labels)
+        self.lm_head = Linear(config.d_model, config.vocab_size, rngs, axes=("embed", "vocab"), use_bias=False, init=init) if own else None
         self.score = (
             Linear(config.d_model, config.num_labels, rngs, axes=("embed", None), use_bias=False, init=init) if config.num_labels else None
         )
@@ -163,11 +166,14 @@ class GPTNeo(nnx.Module):
         hidden = self.norm(x_bld)
         return Output(
             hidden,
-            logits=None if self.score else self.embedding.attend(hidden).astype(jnp.float32),
+            logits=None if self.score else self._logits(hidden),
             hidden_states=jnp.concatenate([embedded_bld[None], states[:-1], hidden[None]]) if hidden_states else None,
             predictions=self.score(_last_real(hidden, mask).astype(jnp.float32)) if self.score else None,
             attentions=weights,
         )
+
+    def _logits(self, hidden: jax.Array) -> jax.Array:
+        return (self.lm_head or self.embedding.attend)(hidden).astype(jnp.float32)
 
     def _windows(self) -> jax.Array:
         c = self.config
@@ -190,7 +196,7 @@ class GPTNeo(nnx.Module):
             return block(x_bld, None, window, None, False)[0], cache
 
         x_bld, (keys, values) = scan_stack(self.blocks, step, x_bld, per_layer=self._windows())
-        return self.embedding.attend(self.norm(x_bld[:, -1])).astype(jnp.float32), (keys, values, jnp.asarray(length))
+        return self._logits(self.norm(x_bld[:, -1])), (keys, values, jnp.asarray(length))
 
     def step(self, tokens_b: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """The same after one more token per row, in time linear in `room`."""
@@ -202,7 +208,7 @@ class GPTNeo(nnx.Module):
             return x_bd, tuple(cache)
 
         x_bd, (keys, values) = scan_stack(self.blocks, step, x_bd, per_layer=(keys, values, self._windows()))
-        return self.embedding.attend(self.norm(x_bd)).astype(jnp.float32), (keys, values, position + 1)
+        return self._logits(self.norm(x_bd)), (keys, values, position + 1)
 
 
 def _last_real(hidden_bld: jax.Array, mask_bl: jax.Array | None) -> jax.Array:
@@ -218,8 +224,9 @@ def _last_real(hidden_bld: jax.Array, mask_bl: jax.Array | None) -> jax.Array:
 def key_table(config: Config) -> tuple[Row, ...]:
     """Names of the hub's state dict, without `transformer.`, <-> ours; `{i}` is the layer."""
     block, attention = "h.{i}.", "h.{i}.attn.attention."
+    own = not (config.tie_embeddings or config.num_labels)
     rows = [
-        Row("wte.weight", "embedding.table", also_public=("lm_head.weight",)),
+        Row("wte.weight", "embedding.table", also_public=() if own else ("lm_head.weight",)),
         Row("wpe.weight", "positions.table"),
         Row(attention + "bias", None),  # buffers of the causal mask, in older files
         Row(attention + "masked_bias", None),
@@ -231,6 +238,7 @@ def key_table(config: Config) -> tuple[Row, ...]:
     for public, ours in (("attn.attention.out_proj", "attention.out"), ("mlp.c_fc", "fc1"), ("mlp.c_proj", "fc2")):
         rows += [Row(f"{block}{public}.weight", f"blocks.{ours}.kernel", LINEAR), Row(f"{block}{public}.bias", f"blocks.{ours}.bias")]
     rows += [Row("ln_f.weight", "norm.scale"), Row("ln_f.bias", "norm.bias")]
+    rows += [Row("lm_head.weight", "lm_head.kernel", LINEAR, tied_to="wte.weight")] if own else []
     return (*rows, Row("score.weight", "score.kernel", LINEAR)) if config.num_labels else tuple(rows)
 
 
@@ -257,6 +265,7 @@ def _read_config(public: Mapping[str, Any], tensors: Mapping[str, np.ndarray], w
         bos_id=50256 if bos_id is None else bos_id,
         eos_id=50256 if eos_id is None else eos_id,
         initializer_range=float(public.get("initializer_range", 0.02)),
+        tie_embeddings=public.get("tie_word_embeddings", True),
         num_labels=len(tensors["score.weight"]) if "score.weight" in tensors else 0,
     )
 
@@ -282,7 +291,7 @@ def _write_config(config: Config) -> dict[str, Any]:
         "num_heads": config.n_heads,
         "num_layers": config.n_layer,
         "resid_dropout": config.resid_dropout,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": config.tie_embeddings,
         "torch_dtype": "float32",
         "use_cache": True,
         "vocab_size": config.vocab_size,
@@ -317,10 +326,10 @@ FAMILY = Family(
     public_names=lambda tensors: strip_prefix(tensors, ("transformer.",)),
     key_table=key_table,
     table_sizes=lambda config: {"i": config.n_layer},
-    export_name=lambda name: name if name == "score.weight" else "transformer." + name,
+    export_name=lambda name: name if name in ("score.weight", "lm_head.weight") else "transformer." + name,
     tokenizer=lambda config: ("gpt2_bpe", {}),
     head_keys=r"^head\.",
-    own_head=r"^score\.",
+    own_head=r"^(lm_head|score)\.",
     token_flops=_token_flops,
     causal=True,
     longest=lambda config: config.max_positions,

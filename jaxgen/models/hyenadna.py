@@ -45,7 +45,9 @@ class Config:
     modulation_shift: float = 0.05
     tie_embeddings: bool = True
     initializer_range: float = 0.02
+    # Of the norms in the blocks, and of the last one, the only one that the hub's `layer_norm_epsilon` is of.
     layer_norm_epsilon: float = 1e-5
+    final_norm_epsilon: float = 1e-5
     embed_dropout: float = 0.1
     dtype: str = "float32"
     remat: str = "none"
@@ -184,7 +186,7 @@ class HyenaDNA(nnx.Module):
         init = normal(config.initializer_range)
         self.embedding = Embedding(config.n_tokens, config.d_model, rngs, init=init)
         self.blocks = make_stack(lambda r: Block(config, r), config.n_layer, rngs)
-        self.norm = LayerNorm(config.d_model, rngs, eps=config.layer_norm_epsilon)
+        self.norm = LayerNorm(config.d_model, rngs, eps=config.final_norm_epsilon)
         self.lm_head = (
             None
             if config.tie_embeddings
@@ -299,11 +301,14 @@ def _read_config(public: Mapping[str, Any], tensors: Mapping[str, np.ndarray], w
     tied = bool(public.get("tie_word_embeddings", False)) if hf else True
     if head is not None and embedding is not None:
         tied = tied and np.array_equal(head, embedding)
-    # No public config says which shift a checkpoint was trained with; its layout does. Repo-trained runs leave a last.ckpt.
-    shift = public.get("modulation_shift", 0.0 if weights_file == "last.ckpt" else 0.05)
-    if not public.get("train_freq", True) or not public.get("use_bias", True):
-        raise InputError("config.json: HyenaDNA with train_freq or use_bias false was never published and is not supported")
-    d_model = public["d_model"]
+    # No published config says which shift a checkpoint was trained with; its layout does. Repo-trained runs leave a last.ckpt.
+    shift = public.get("modulation_shift", layer.get("shift", 0.0 if weights_file == "last.ckpt" else 0.05))
+    if not public.get("train_freq", True):
+        raise InputError("config.json: HyenaDNA with train_freq false was never published and is not supported")
+    # The hub's code pads by two whatever the width; what we export says the shift too, and is causal.
+    if hf and "modulation_shift" not in public and public.get("short_filter_order", 3) != 3:
+        raise InputError(f"config.json: HyenaDNA with short_filter_order={public['short_filter_order']} is not supported; only 3 is causal")
+    d_model, last_epsilon = public["d_model"], public.get("layer_norm_epsilon", 1e-5)
     return Config(
         d_model=d_model,
         n_layer=public.get("n_layer", 12),
@@ -321,13 +326,14 @@ def _read_config(public: Mapping[str, Any], tensors: Mapping[str, np.ndarray], w
         modulation_shift=float(shift),
         tie_embeddings=tied,
         initializer_range=public.get("initializer_range", 0.02),
-        layer_norm_epsilon=public.get("layer_norm_epsilon", 1e-5),
+        layer_norm_epsilon=public.get("block_norm_epsilon", 1e-5) if hf else last_epsilon,
+        final_norm_epsilon=last_epsilon,
         embed_dropout=public.get("embed_dropout", 0.1),
     )
 
 
 def _write_config(config: Config) -> dict[str, Any]:
-    """The hub's `-hf` config.json, plus `modulation_shift`, which that format lacks."""
+    """The hub's `-hf` config.json, plus `modulation_shift` and `block_norm_epsilon`, which that format lacks."""
     return {
         "model_type": "hyenadna",
         "architectures": ["HyenaDNAForCausalLM"],
@@ -346,7 +352,8 @@ def _write_config(config: Config) -> dict[str, Any]:
         "modulation_shift": config.modulation_shift,
         "tie_word_embeddings": config.tie_embeddings,
         "initializer_range": config.initializer_range,
-        "layer_norm_epsilon": config.layer_norm_epsilon,
+        "layer_norm_epsilon": config.final_norm_epsilon,
+        "block_norm_epsilon": config.layer_norm_epsilon,
         "embed_dropout": config.embed_dropout,
         "hyena_dropout": 0.0,
         "hyena_filter_dropout": 0.0,

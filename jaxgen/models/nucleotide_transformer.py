@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxgen.checkpoints.key_table import LINEAR, Row, strip_prefix
+from jaxgen.checkpoints.key_table import LINEAR, Row, current_norm_names, strip_prefix
 from jaxgen.errors import InputError
 from jaxgen.layers.attention import SelfAttention
 from jaxgen.layers.core import Embedding, Initializer, LayerNorm, Linear, dropout, normal
@@ -42,6 +42,7 @@ class Config:
     max_positions: int = 2050
     rotary: bool = True
     gated: bool = True
+    activation: str = "silu"
     ffn_bias: bool = False
     norm_embeddings: bool = False
     # Scales embeddings by how many tokens are masked (ESM's trick), also in evaluation; the share expected from training is this.
@@ -76,8 +77,13 @@ class ConfigV1(Config):
     max_positions: int = 1002
     rotary: bool = False
     gated: bool = False
+    activation: str = "gelu"
     ffn_bias: bool = True
 
+
+# "gelu" is the exact one. Of the names in a Haiku checkpoint, these were published or are the same.
+_ACTIVATIONS = {"gelu": functools.partial(jax.nn.gelu, approximate=False), "gelu_tanh": jax.nn.gelu, "silu": jax.nn.silu}
+_HAIKU_ACTIVATIONS = {"gelu-no-approx": "gelu", "gelu": "gelu_tanh", "swish": "silu", "silu": "silu"}
 
 SIZES_V2 = {
     "50m": ConfigV2(),
@@ -127,7 +133,8 @@ class Block(nnx.Module):
         )
         x_bld = x_bld + dropout(attended, c.hidden_dropout, attention_key)
         h = self.ffn_norm(x_bld)
-        h = jax.nn.gelu(self.up(h), approximate=False) if self.gate is None else jax.nn.silu(self.gate(h)) * self.up(h)
+        activation = _ACTIVATIONS[c.activation]
+        h = activation(self.up(h)) if self.gate is None else activation(self.gate(h)) * self.up(h)
         return x_bld + dropout(self.down(h), c.hidden_dropout, ffn_key), weights
 
 
@@ -169,6 +176,8 @@ class NucleotideTransformer(nnx.Module):
     def __init__(self, config: Config, rngs: nnx.Rngs):
         if config.numerics not in ("hf", "haiku"):
             raise InputError(f"model.config.numerics={config.numerics!r} is neither 'hf' nor 'haiku'")
+        if config.activation not in _ACTIVATIONS:
+            raise InputError(f"model.config.activation={config.activation!r} is none of {', '.join(_ACTIVATIONS)}")
         if config.d_model % config.n_heads or (config.rotary and config.d_model // config.n_heads % 2):
             raise InputError(f"model.config: d_model={config.d_model} makes no {config.n_heads} heads (of even width, if rotary)")
         self.config = config
@@ -273,14 +282,9 @@ _HAIKU_PARAMS = {"w": "weight", "b": "bias", "scale": "weight", "offset": "bias"
 
 
 def public_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Names and axes of the hub's state dict, without `esm.`; a Haiku tree is turned into one.
-
-    Newer transformers save norms under their oldest names.
-    """
+    """Names and axes of the hub's state dict, without `esm.`; a Haiku tree is turned into one."""
     if not any("/~/" in name for name in tensors):
-        old = {"gamma": "weight", "beta": "bias"}
-        named = strip_prefix(tensors, ("esm.",))
-        return {re.sub(r"(?<=LayerNorm\.)(gamma|beta)$", lambda m: old[m[0]], name): x for name, x in named.items()}
+        return current_norm_names(strip_prefix(tensors, ("esm.",)))
     renamed = {}
     for name, tensor in tensors.items():
         module, _, parameter = name.rpartition("/")
@@ -307,7 +311,9 @@ def key_table(config: Config) -> tuple[Row, ...]:
         Row("embeddings.position_embeddings.weight", None if config.rotary else "positions.table"),
         Row("embeddings.position_ids", None),
         Row(attention + "self.rotary_embeddings.inv_freq", None),
-        Row("encoder.layer.*.attention.self.rotary_embeddings.inv_freq", None),  # as transformers 5 writes it, once for all layers
+        # Once for all layers, as transformers 5 has it in files and in memory.
+        Row("encoder.layer.*.attention.self.rotary_embeddings.inv_freq", None),
+        Row("rotary_embeddings.inv_freq", None),
         Row("contact_head.regression.weight", None),
         Row("contact_head.regression.bias", None),
     ]
@@ -351,6 +357,8 @@ def _read_config(kind: type[Config], public: Mapping[str, Any], tensors: Mapping
         "gated": kind is ConfigV2,
     }
     if "attention_heads" in public:
+        if public.get("ffn_activation_name", "gelu-no-approx") not in _HAIKU_ACTIVATIONS:
+            raise InputError(f"hyperparams.json: ffn_activation_name {public['ffn_activation_name']!r} is not supported")
         return kind(**shared, **_haiku_fields(public))
     if public.get("hidden_act", "gelu") not in ("gelu", "silu", "swish"):
         raise InputError(f"config.json: hidden_act {public['hidden_act']!r} was never published for this model and is not supported")
@@ -373,6 +381,7 @@ def _read_config(kind: type[Config], public: Mapping[str, Any], tensors: Mapping
         initializer_range=float(public.get("initializer_range", 0.02)),
         numerics=public.get("numerics", "hf"),
         expected_masked=float(public.get("expected_masked", 0.12)),
+        activation=public.get("activation", kind.activation),
     )
 
 
@@ -396,13 +405,14 @@ def _haiku_fields(public: Mapping[str, Any]) -> dict[str, Any]:
         "norm_embeddings": bool(public["emb_layer_norm_before"]),
         "token_dropout": bool(public["token_dropout"]),
         "expected_masked": public.get("masking_ratio", 0.1) * public.get("masking_prob", 0.8),
+        "activation": _HAIKU_ACTIVATIONS[public.get("ffn_activation_name", "gelu-no-approx")],
         "layer_norm_eps": 1e-5,
         "numerics": "haiku",
     }
 
 
 def _write_config(config: Config) -> dict[str, Any]:
-    """The hub's config.json; of Haiku numerics, with two fields that the format lacks."""
+    """The hub's config.json; of Haiku numerics, with three fields that the format lacks."""
     public = {
         "architectures": ["EsmForSequenceClassification" if config.num_labels else "EsmForMaskedLM"],
         "attention_probs_dropout_prob": config.attention_dropout,
@@ -431,7 +441,7 @@ def _write_config(config: Config) -> dict[str, Any]:
         public["id2label"] = {str(i): f"LABEL_{i}" for i in range(config.num_labels)}
         public["label2id"] = {label: int(i) for i, label in public["id2label"].items()}
     if config.numerics == "haiku":
-        public |= {"numerics": "haiku", "expected_masked": config.expected_masked}
+        public |= {"numerics": "haiku", "expected_masked": config.expected_masked, "activation": config.activation}
     if not config.gated:
         return {"model_type": "esm"} | public
     classes = ("MaskedLM", "TokenClassification", "SequenceClassification")

@@ -16,10 +16,10 @@ from flax import nnx
 from jaxgen import tokenizers
 from jaxgen.checkpoints import hub, key_table, readers, workdir
 from jaxgen.checkpoints.safetensors_io import write_safetensors
-from jaxgen.errors import InputError
+from jaxgen.errors import InputError, short
 from jaxgen.layers.adapters import merge_arrays
 from jaxgen.layers.variables import named_arrays, with_arrays
-from jaxgen.models.family import Family, override
+from jaxgen.models.family import Family, check_fields, override
 from jaxgen.models.registry import FAMILIES, family_of, get_family
 
 
@@ -78,14 +78,14 @@ def read_weights(path_or_hub_id: str, fields: Mapping[str, Any] | None = None, e
         _check_same(backbone, shapes_of(family, config), str(folder))
         return Weights(family, config, backbone, {n: x for n, x in arrays.items() if not n.startswith("backbone.")}, folder)
     public, weights_file = readers.read_config(folder), readers.find_weights(folder)
-    raw = readers.read_tensors(weights_file)
+    raw = key_table.unwrapped(readers.read_tensors(weights_file))
     family = _expect(_recognise(public, raw, folder), expected, folder)
     tensors = family.public_names(raw)
-    config = override(family.read_config(public, tensors, Path(weights_file).name), fields or {})
+    config, shapes = _read_config(family, public, tensors, Path(weights_file), fields or {})
     head = {name: tensor for name, tensor in tensors.items() if re.search(family.head_keys, name)}
     body = {name: tensor for name, tensor in tensors.items() if name not in head}
     rows, sizes = family.key_table(config), family.table_sizes(config)
-    arrays = key_table.load(body, rows, shapes_of(family, config), sizes=sizes, dtype=np.float32, where=str(weights_file))
+    arrays = key_table.load(body, rows, shapes, sizes=sizes, dtype=np.float32, where=str(weights_file))
     return Weights(family, config, arrays, head, folder)
 
 
@@ -149,6 +149,28 @@ def export(model: Pretrained | nnx.Module, directory: str | Path) -> Path:
     if pretrained and pretrained.tokenizer is not None:
         pretrained.tokenizer.save(directory)
     return directory
+
+
+def _read_config(
+    family: Family, public: Mapping[str, Any], tensors: Mapping[str, np.ndarray], weights_file: Path, fields: Mapping[str, Any]
+) -> tuple[Any, dict[str, tuple[int, ...]]]:
+    """The config beside a weight file with `fields` changed, and `shapes_of` it.
+
+    Raises:
+      InputError: it lacks a field, or has one of which no model can be made.
+    """
+    where = f"{weights_file.parent}: the config"
+    try:
+        config = family.read_config(public, tensors, weights_file.name)
+        check_fields(config, where)
+        config = override(config, fields)
+        return config, shapes_of(family, config)
+    except InputError:
+        raise
+    except KeyError as error:
+        raise InputError(f"{where} lacks {error}, which a {family.name} checkpoint needs") from error
+    except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError) as error:
+        raise InputError(f"{where} makes no {family.name} model ({short(error)}); compare it with the published one") from error
 
 
 def _recognise(public: Mapping[str, Any], tensors: Mapping[str, np.ndarray], folder: Any) -> Family:

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxgen.ops.partition import distributed, dividing_axes
 
 # What hides a key. Finite, and large enough to absorb any score: a query that sees nothing gets a mean of values instead of NaN, over the
-# keys that are hidden by either padding or position but not by both, as with the masks of transformers.
+# keys that either padding or the window hides but not both, and under a causal mask none of those after it, as in transformers.
 _HIDDEN = -1e30
 _BLOCK, _ACCELERATOR_BLOCK = 128, 1024  # queries at a time
 _SHORT = {"cpu": 64}  # up to this length (elsewhere 2,048) all scores at once are as fast
@@ -91,7 +91,8 @@ def attention_weights(
     i, j = jnp.arange(q.shape[1])[:, None], jnp.arange(k.shape[1])
     if slopes is not None:
         scores = scores + _alibi(jax.lax.stop_gradient(slopes)[:, None, None], i, j)
-    return jax.nn.softmax(_hide(scores, _reach(i, j, causal, window), None if mask is None else mask[:, None, None]), axis=-1)
+    keep = None if mask is None else _keep(mask[:, None, None], i, j, causal)
+    return jax.nn.softmax(_hide(scores, _reach(i, j, causal, window), keep), axis=-1)
 
 
 def weighted_values(weights: jax.Array, v: jax.Array) -> jax.Array:
@@ -109,6 +110,11 @@ def _reach(i: jax.Array, j: jax.Array, causal: bool, window: int | jax.Array | N
     if not causal:
         return near
     return j <= i if near is None else near & (j <= i)
+
+
+def _keep(mask: jax.Array, i: jax.Array, j: jax.Array, causal: bool) -> jax.Array:
+    """Which keys a padding mask leaves; with `causal` it hides what comes after the query a second time."""
+    return mask & (j <= i) if causal else mask
 
 
 def _hide(scores: jax.Array, reach: jax.Array | None, keep: jax.Array | None) -> jax.Array:
@@ -170,8 +176,8 @@ def _block_scores(
     i, j = start + jnp.arange(q.shape[0])[:, None], jnp.arange(kt.shape[1])
     if "slope" in row:
         scores = scores + _alibi(row["slope"], i, j)
-    reach = _reach(i, j, causal, window)
-    return _hide(scores, reach, row.get("keep")), reach
+    reach, keep = _reach(i, j, causal, window), row.get("keep")
+    return _hide(scores, reach, None if keep is None else _keep(keep, i, j, causal)), reach
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

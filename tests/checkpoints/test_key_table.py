@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_files import BFLOAT16
 
-from jaxgen.checkpoints.key_table import CONV, LINEAR, KeyTableError, Row, export, load, strip_prefix
+from jaxgen.checkpoints.key_table import CONV, LINEAR, KeyTableError, Row, current_norm_names, export, load, strip_prefix, unwrapped
 from jaxgen.errors import InputError
 
 TABLE = (
@@ -251,3 +251,13 @@ def test_strip_prefix():
     assert strip_prefix(tensors, ["model.", "model._orig_mod.", "hyena.", ""]) == {"backbone.w": 1, "x": 2, "lm_head.w": 3}
     with pytest.raises(InputError, match="second time"):
         strip_prefix({"w": np.ones(1), "model.w": np.ones(1)}, ["model."])
+
+
+def test_names_of_wrappers_and_of_old_norms():
+    assert unwrapped({"module._orig_mod.a": 1, "module._orig_mod.b": 2}) == {"a": 1, "b": 2}
+    assert unwrapped({"module.a": 1, "b": 2}) == {"module.a": 1, "b": 2}
+    assert current_norm_names({"x.LayerNorm.gamma": 1, "x.LayerNorm.beta": 2, "gamma": 3}) == {
+        "x.LayerNorm.weight": 1,
+        "x.LayerNorm.bias": 2,
+        "gamma": 3,
+    }

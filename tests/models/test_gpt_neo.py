@@ -134,3 +134,15 @@ def test_equals_gpt_neo_of_transformers(tmp_path, labels):
     again = type(theirs).from_pretrained(jaxgen.export(ours, tmp_path / "again"), attn_implementation="eager")
     for name, tensor in theirs.state_dict().items():
         np.testing.assert_array_equal(again.state_dict()[name].numpy(), tensor.numpy(), err_msg=name)
+
+
+def test_an_untied_head_survives_export(tmp_path):
+    """And gives its logits in one pass and step by step."""
+    untied = gpt_neo.GPTNeo(dataclasses.replace(CONFIG, tie_embeddings=False), nnx.Rngs(0))
+    ours = untied(tokens())
+    again = jaxgen.load(str(jaxgen.export(untied, tmp_path)))
+    assert not again.config.tie_embeddings
+    np.testing.assert_array_equal(again.model(tokens()).logits, ours.logits)
+    np.testing.assert_allclose(untied.prefill(tokens(), LENGTH)[0], ours.logits[:, -1], atol=1e-4)
+    tied = jaxgen.load(str(tmp_path), num_labels=2)
+    assert tied.model(tokens()).predictions.shape == (3, 2)

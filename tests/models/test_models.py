@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -152,6 +153,36 @@ def test_export_and_load_are_inverse(name, tmp_path):
         np.testing.assert_array_equal(after[key], x, err_msg=key)
     batch = tokens(length=getattr(config, "input_len", LENGTH))
     np.testing.assert_array_equal(loaded(batch).hidden, made(batch).hidden)
+
+
+def test_the_hubs_epsilon_is_that_of_the_last_norm_only(tmp_path):
+    """The hub's HyenaDNA code leaves the norms in the blocks at torch's default."""
+    config = dataclasses.replace(TINY, final_norm_epsilon=1e-3)
+    folder = jaxgen.export(hyenadna.HyenaDNA(config, nnx.Rngs(0)), tmp_path)
+    public = json.loads((folder / "config.json").read_text())
+    assert public["layer_norm_epsilon"] == 1e-3
+    del public["block_norm_epsilon"]  # which only we write
+    (folder / "config.json").write_text(json.dumps(public))
+    read = jaxgen.load(str(folder)).config
+    assert (read.layer_norm_epsilon, read.final_norm_epsilon) == (1e-5, 1e-3)
+
+
+def test_a_config_that_lacks_a_field_is_named(tmp_path):
+    folder = jaxgen.export(hyenadna.HyenaDNA(TINY, nnx.Rngs(0)), tmp_path)
+    (folder / "config.json").write_text(json.dumps({"model_type": "hyenadna"}))
+    with pytest.raises(InputError, match="lacks 'd_model'"):
+        jaxgen.load(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("d_model", "wide"), ("n_layer", -1), ("n_layer", None), ("layer_norm_epsilon", "0"), ("d_inner", "x")]
+)
+def test_a_config_of_which_no_model_can_be_made(name, value, tmp_path):
+    folder = jaxgen.export(hyenadna.HyenaDNA(TINY, nnx.Rngs(0)), tmp_path)
+    public = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(public | {name: value}))
+    with pytest.raises(InputError, match="the config"):
+        jaxgen.load(str(folder))
 
 
 def test_head_of_a_public_classifier_is_kept(tmp_path):

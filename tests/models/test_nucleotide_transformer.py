@@ -186,11 +186,19 @@ def test_haiku_checkpoints(family, as_published, tmp_path):
     hyperparams |= {"token_dropout": True, "masking_ratio": 0.2, "masking_prob": 0.5}
     if family == "nt_v2":
         hyperparams |= {"positional_embedding": None, "add_bias_ffn": False, "use_glu_in_ffn": True, "use_rotary_embedding": True}
+        hyperparams |= {"ffn_activation_name": "swish"}
     (tmp_path / "hyperparams.json").write_text(json.dumps(hyperparams))
     loaded = jaxgen.load(str(tmp_path))
     assert loaded.config == dataclasses.replace(c, token_dropout=True, expected_masked=0.1, initializer_range=0.02)
     expected = model(family, numerics="haiku", layer_norm_eps=1e-5, token_dropout=True, expected_masked=0.1)(tokens()).logits
     np.testing.assert_array_equal(helpers.Jitted(loaded.model)(tokens()).logits, expected)
+    for theirs, ours in (("gelu", "gelu_tanh"), ("swish", "silu")):
+        (tmp_path / "hyperparams.json").write_text(json.dumps(hyperparams | {"ffn_activation_name": theirs}))
+        again = jaxgen.load(str(jaxgen.export(jaxgen.load(str(tmp_path)), tmp_path / theirs)))
+        assert again.config.activation == ours
+    (tmp_path / "hyperparams.json").write_text(json.dumps(hyperparams | {"ffn_activation_name": "sin"}))
+    with pytest.raises(InputError, match="'sin'"):
+        jaxgen.load(str(tmp_path))
     (tmp_path / "hyperparams.json").write_text(json.dumps(hyperparams | {"add_bias_kv": True}))
     with pytest.raises(InputError, match="add_bias_kv"):
         jaxgen.load(str(tmp_path))

@@ -93,6 +93,15 @@ def test_gradients_of_blocks(options):
         np.testing.assert_allclose(mine, reference, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("length", [40, 300])  # all scores at once, blocks
+def test_a_query_before_all_keys_sees_none_after_it(length):
+    """Under a causal mask with padding on the left, as transformers has it: the mean of what came before, padding though it is."""
+    q, k, v, _ = inputs(batch=1, length=length)
+    mask = np.arange(length)[None] >= 20
+    y = op.attention(q, k, v, mask=mask, causal=True)
+    np.testing.assert_allclose(y[0, :20], np.cumsum(v[0, :20], 0) / np.arange(1, 21)[:, None, None], atol=1e-5)
+
+
 def test_a_traced_window_is_a_number():
     q, k, v, _ = inputs(length=200)
     traced = jax.jit(lambda window: op.attention(q, k, v, causal=True, window=window))(11)
