@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.harness import Note, Options, Row, load_warning, machine, render, use_one_core
+from jaxgen.main import keep_freed_memory
 
 # Name -> module with `run(options)`, a generator of Row and Note.
 PARTS = {
@@ -86,8 +87,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     warning = load_warning(options.one_core)
     if options.one_core:
         use_one_core()
-    from jaxgen.train.memory import keep_freed_memory  # imports jax
-
     keep_freed_memory()  # as jaxgen.main does; the peers in this process have it too
     rows, notes = measure(parts, options)
     if warning:

@@ -109,7 +109,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.embed.files.ids = "{name}_ids.npy"  # unicode, one per row
     c.embed.files.index = "{name}_gene_index.txt"  # the same as text, one per line
     c.embed.files.offsets = "{name}_offsets.npy"  # pooling none: tokens of sequence i are the rows offsets[i] ... offsets[i + 1]
-    c.embed.id_column = "gene_id"  # table: name of the column with ids, empty = rows are numbered; the sequences are in data.sequence_column
+    c.embed.id_column = "gene_id"  # table: name of the column with ids, empty = rows are numbered; sequences: data.sequence_column
     c.embed.duplicates = "error"  # ids that occur again: error, or last = the last row of an id counts
     c.embed.layer = -1  # which of the model's hidden states: 0 = the embedding, -1 = the last, after the final norm
     c.embed.pooling = "mean"  # over real tokens, special ones included: mean, max, cls (first), last; none = all tokens

@@ -1,9 +1,9 @@
 """Fine-tune or train from scratch: configs/finetune.py:MODEL,TASK --config.data.path=FOLDER [--config.init_from=WEIGHTS].
 
-From scratch on gue/prom_core_notata, 3 seeds: Mamba, Caduceus-Ph and -PS reach a test MCC of 0.65 where k-mers reach 0.595, in 5 to 10 min per
-run on one busy CPU core; commands and table in docs/results.md.
+From scratch on gue/prom_core_notata Mamba, Caduceus-Ph and -PS reach a test MCC of 0.65, where k-mers reach 0.595, in 5 to 10 min per run
+on busy CPU cores. docs/results.md has more, and `python -m benchmarks.results` the settings:
 
-    python -m jaxgen.main --config=configs/finetune.py:caduceus_ps_smoke,table --config.data.path=../shared/data/gue/prom_core_notata --workdir=RUN
+    python -m jaxgen.main --config=configs/finetune.py:mamba_smoke,table --config.data.path=FOLDER --workdir=RUN
 """
 
 from ml_collections import ConfigDict

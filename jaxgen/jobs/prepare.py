@@ -8,7 +8,7 @@ from jaxgen.data import downloads, gene_windows
 from jaxgen.data.eqtl_table import split_eqtl_table
 from jaxgen.data.genome import Genome, cache_root
 from jaxgen.data.records import records_folder, to_array_record
-from jaxgen.data.tasks.suite import card_of
+from jaxgen.data.tasks.suite import card_of, members_in
 from jaxgen.data.tasks.suites import SUITES
 from jaxgen.errors import InputError
 from jaxgen.jobs.tasks import load_task
@@ -46,7 +46,10 @@ def run(config: ConfigDict) -> int:
             return 0
         path = _unpacked(config)
         if d.task in SUITES:
-            for member in SUITES[d.task].tasks:
+            members = members_in(path, d.task) if path else list(SUITES[d.task].tasks)
+            if missing := [member for member in SUITES[d.task].tasks if member not in members]:
+                say(f"note: {path} has no {', '.join(missing)}")
+            for member in members:
                 _task(config, f"{d.task}/{member}", path, str(Path(config.workdir) / member))
         else:
             _task(config, d.task, path, config.workdir)

@@ -1,8 +1,4 @@
-"""What a compiled step needs, said before it runs; and how the host keeps it between steps."""
-
-import ctypes
-import glob
-import os
+"""What a compiled step needs, said before it runs."""
 
 import jax
 
@@ -19,24 +15,6 @@ _PEAK_FLOPS = (
     ("TPU v5", 459e12),
     ("TPU v4", 275e12),
 )
-
-
-# glibc's malloc.h: no mapping of its own for a large block, the end of the heap is never handed back, one heap for all threads.
-_KEEP_ALL = ((-4, 0), (-1, 2**31 - 1), (-8, 1))  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX
-_ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*", "/dev/kfd")
-
-
-def keep_freed_memory() -> None:
-    """Where only the CPU computes, keep freed memory in the process (glibc only; elsewhere nothing happens).
-
-    XLA's CPU client allocates the buffers of every step anew. glibc hands such large ones back to the system at once, so that every page is
-    faulted in and zeroed again: a quarter of the CPU time of a small step. The process stays at the size of its largest step.
-    """
-    asked = os.environ.get("JAX_PLATFORMS", "").split(",")[0]
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None and (asked == "cpu" or (not asked and not any(map(glob.glob, _ACCELERATORS)))):
-        for option, value in _KEEP_ALL:
-            mallopt(option, value)
 
 
 def peak_flops() -> float | None:

@@ -10,6 +10,7 @@ import pytest
 
 from jaxgen.data import tasks
 from jaxgen.data.splits import hf_split_indices, random_split_indices
+from jaxgen.data.tasks.suite import members_in
 from jaxgen.data.tasks.suites import SUITES
 from jaxgen.errors import InputError
 
@@ -101,6 +102,19 @@ def test_bad_files_are_one_line(tmp_path, spoil, message):
     with pytest.raises(InputError, match=message) as caught:
         tasks.get("gue/mouse_0", path=str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_the_folder_of_one_task_is_not_taken_for_another(tmp_path):
+    folder = tmp_path / "mouse" / "0"
+    folder.mkdir(parents=True)
+    for split in ("train", "dev", "test"):
+        write_csv(folder / f"{split}.csv")
+    assert members_in(str(tmp_path), "gue") == ["mouse_0"]
+    with pytest.raises(InputError, match="no folder of any task of"):
+        members_in(str(folder), "gue")
+    assert tasks.get("gue/mouse_0", path=str(folder)).splits
+    with pytest.raises(InputError, match="is the folder of gue/mouse_0, not of tf_0"):
+        tasks.get("gue/tf_0", path=str(folder))
 
 
 def test_half_unpacked_folders_and_unknown_names(tmp_path):

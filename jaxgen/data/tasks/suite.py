@@ -86,10 +86,32 @@ def _folder(path: Path, card: Card) -> Path:
     path = path / card.suite if (path / card.suite).is_dir() else path
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; data.path is the folder of {SUITES[card.suite].title}, or of {card.name} alone")
-    for candidate in (*(path / folder for folder in card.folders), *(path / folder / "data" for folder in card.folders), path):
-        if any(_find(candidate, split) for split in _SPLIT_NAMES):
-            return candidate
+    if found := _below(path, card):
+        return found
+    if any(_find(path, split) for split in _SPLIT_NAMES):
+        for other in SUITES[card.suite].tasks.values():
+            if other is not card and path.resolve().as_posix().endswith(tuple(f"/{folder}" for folder in other.folders)):
+                raise InputError(f"{path} is the folder of {other.suite}/{other.name}, not of {card.name}")
+        return path
     raise InputError(f"{path}: no files of {card.suite}/{card.name}; looked for {', '.join(card.folders)} with a train and a test split")
+
+
+def _below(path: Path, card: Card) -> Path | None:
+    folders = (path / folder / inner for inner in ("", "data") for folder in card.folders)
+    return next((folder for folder in folders if any(_find(folder, split) for split in _SPLIT_NAMES)), None)
+
+
+def members_in(path: str, suite: str) -> list[str]:
+    """The tasks of a suite whose folders lie below `path`.
+
+    Raises:
+      InputError: none.
+    """
+    root = Path(path) / suite if (Path(path) / suite).is_dir() else Path(path)
+    found = [member for member, card in SUITES[suite].tasks.items() if _below(root, card)]
+    if not found:
+        raise InputError(f"{path}: no folder of any task of {SUITES[suite].title}; for one task name it, {suite}/TASK")
+    return found
 
 
 def _find(folder: Path, split: str) -> Path | None:
