@@ -1,4 +1,7 @@
-"""Prepare data: --config.data.fasta=GENOME.fa (genome store; with .gtf= gene windows), or :TASK or :SUITE (download, or data.path)."""
+"""Prepare data: --config.data.fasta=GENOME.fa (genome store; with .gtf= gene windows), or :TASK or :SUITE (download, or data.path).
+
+gue/mouse_0 from a local folder, 8,098 rows, to records: 60 s on two busy CPU cores, nearly all of it imports.
+"""
 
 from ml_collections import ConfigDict
 

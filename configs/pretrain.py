@@ -1,4 +1,8 @@
-"""Pre-train MODEL on a genome, by its published recipe: configs/pretrain.py:MODEL --config.data.fasta=FASTA [--config.data.bed=BED]."""
+"""Pre-train MODEL on a genome, by its published recipe: configs/pretrain.py:MODEL --config.data.fasta=FASTA [--config.data.bed=BED].
+
+mamba_smoke on 1 Mb of human chr20: 1.322 nats per base on held-out DNA, in 44 s of CPU time (docs/pretraining.md). Sizes as published are
+recipes that have not been run here in full.
+"""
 
 from collections.abc import Callable
 

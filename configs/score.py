@@ -1,4 +1,7 @@
-"""Likelihood of sequences: configs/score.py:MODEL --config.data.path=tf_sequences.csv --workdir=DIR [--config.init_from=WEIGHTS]."""
+"""Likelihood of sequences: configs/score.py:MODEL --config.data.path=tf_sequences.csv --workdir=DIR [--config.init_from=WEIGHTS].
+
+The 613 test promoters of gue/prom_core_tata by hyenadna_smoke: 30 s on two busy CPU cores, nearly all start and compilation.
+"""
 
 from ml_collections import ConfigDict
 

@@ -1,4 +1,7 @@
-"""What variants change: configs/score_variants.py:MODEL --config.variants.vcf=V.vcf.gz --config.data.fasta=G.fa --config.init_from=W."""
+"""What variants change: configs/score_variants.py:MODEL --config.variants.vcf=V.vcf.gz --config.data.fasta=G.fa --config.init_from=W.
+
+520 alleles of phased_8samples_200kb.vcf.gz on 1 Mb of human chr20 by mamba_smoke with random weights: 75 s on two busy CPU cores.
+"""
 
 from ml_collections import ConfigDict
 
