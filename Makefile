@@ -8,7 +8,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 BENCH_ARGS ?= --output=runs/benchmarks.json
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow bench lint format clean
+.PHONY: quickstart test test-slow bench docs lint format clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/python -m jaxgen.main --config=configs/quickstart.py --workdir=runs/quickstart
@@ -22,6 +22,11 @@ test-slow: $(VENV)/.test
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
+# The reference of the Python interface, as HTML.
+ROOMS := data tokenizers ops layers models heads checkpoints baselines train jobs
+docs: $(VENV)/.docs
+	$(BIN)/python -m pdoc --output-directory site jaxgen $(ROOMS:%=jaxgen.%) '!jaxgen.checkpoints.verify'
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,7 +37,7 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis runs
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis runs site
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: jaxgen needs Python >= 3.11; run make PYTHON=python3.12"; exit 2; }
@@ -47,6 +52,10 @@ $(VENV)/.run: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet -e ".[test]"
 	@touch $@ $(VENV)/.run
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -e ".[docs]"
+	@touch $@
 
 # An unpinned torch may bring several GB of CUDA libraries; the CPU comparison needs none of them.
 $(VENV)/.bench: pyproject.toml | $(VENV)/bin/python
