@@ -1,6 +1,8 @@
 """Every field of every run, with its default. The other files in this folder show only what they change.
 
-Override any field on the command line: `--config.train.learning_rate=1e-3`. Tuples are comma-separated: `--config.paths=a,b`.
+Override any field on the command line: `--config.train.learning_rate=1e-3`. Tuples are comma-separated: `--config.paths=a,b`. Commas in
+brackets belong to an entry, such as `(mixer|mlp)` or `a{1,2}`; any other entry with commas stands in quotes, or the whole is a Python list:
+`--config.benchmark.settings='"*@*:train.betas=0.9,0.95","*@*:train.epochs=3"'`. jaxgen/fields.py says between what bounds numbers lie.
 """
 
 from ml_collections import ConfigDict

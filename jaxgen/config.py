@@ -4,16 +4,19 @@ Every mistake is one line that names the nearest valid choice.
 """
 
 import ast
+import contextlib
 import importlib.util
 import re
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxgen.errors import InputError, nearest
+from jaxgen.errors import InputError, nearest, short
+from jaxgen.fields import check_ranges, expand_paths
 
 
 def split_variant(variant: str, *names: str) -> list[str]:
@@ -43,15 +46,34 @@ def load_config(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> ConfigD
     """`FILE.py[:variant]` and (dotted field, text) overrides -> a locked config.
 
     Raises:
-      InputError: no such file, an unknown variant or field, a value of the wrong type.
+      InputError: no such file, one that cannot be run, an unknown variant or field, a value of the wrong type or out of range.
     """
     path, _, variant = spec.partition(":")
-    file = Path(path)
+    file = Path(path).expanduser()
     if not file.is_file():
         fallback = Path(__file__).resolve().parent.parent / path
         if not fallback.is_file():
             raise InputError(f"--config={path}: no such file{nearest(path, available_configs())}")
         file = fallback
+    config = _get_config(file, path, variant)
+    for field, text in overrides:
+        set_field(config, field, text)
+    return settled(config)
+
+
+def settled(config: ConfigDict) -> ConfigDict:
+    """The config with its paths expanded and its numbers checked, locked.
+
+    Raises:
+      InputError: a number out of its range.
+    """
+    expand_paths(config)
+    check_ranges(config)
+    return config.lock()
+
+
+def _get_config(file: Path, path: str, variant: str) -> ConfigDict:
+    """What `get_config(variant)` of the file returns; whatever goes wrong in it is reported as mistake of `path`, with its line."""
     module_spec = importlib.util.spec_from_file_location(f"jaxgen_config_{file.stem}", file)
     if module_spec is None or module_spec.loader is None:
         raise InputError(f"--config={path}: not a Python file")
@@ -61,16 +83,20 @@ def load_config(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> ConfigD
         sys.path.append(root)
     try:
         module_spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise InputError(f"{path}: defines no get_config(variant)")
+        config = module.get_config(variant)
+    except InputError:
+        raise
     except SyntaxError as error:
         raise InputError(f"{path}:{error.lineno}: not valid Python: {error.msg}") from error
-    except ImportError as error:
-        raise InputError(f"{path}: {error}") from error
-    if not hasattr(module, "get_config"):
-        raise InputError(f"{path}: defines no get_config(variant)")
-    config: ConfigDict = module.get_config(variant)
-    for field, text in overrides:
-        set_field(config, field, text)
-    config.lock()
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+        raise InputError(f"{path}{f':{lines[-1]}' if lines else ''}: {short(error)}") from error
+    if not isinstance(config, ConfigDict) or "job" not in config:
+        raise InputError(
+            f"{path}: get_config(variant) returned a {type(config).__name__}; return the ConfigDict of configs.common.get_config(), changed"
+        )
     return config
 
 
@@ -137,11 +163,49 @@ def _convert(text: str, default: Any, field: str) -> Any:
         except ValueError:
             raise wrong("a number") from None
     if isinstance(default, tuple):
-        parts = [part.strip() for part in text.strip("()[] ").split(",") if part.strip()]
+        parts = _entries(text)
         if default and isinstance(default[0], int | float):
             try:
                 return tuple(type(default[0])(part) for part in parts)
             except ValueError:
                 raise wrong("numbers separated by commas") from None
-        return tuple(part.strip("'\"") for part in parts)
+        return tuple(parts)
     return text
+
+
+def _entries(text: str) -> list[str]:
+    """The entries of a tuple: a Python list or tuple, with or without quotes, or text cut at its commas.
+
+    Commas in brackets or in quotes around an entry do not cut: a regular expression, or the value of a setting, may hold them.
+    """
+    text = text.strip()
+    if text[:1] + text[-1:] in ("()", "[]"):
+        with contextlib.suppress(ValueError, SyntaxError):
+            literal = ast.literal_eval(text)
+            if isinstance(literal, list | tuple):
+                return [str(entry) for entry in literal]
+    parts = _cut(text)
+    if len(parts) == 1 and text[:1] + text[-1:] in ("()", "[]") and len(inner := _cut(text[1:-1])) > 1:
+        parts = inner
+    return [part[1:-1] if len(part) > 1 and part[0] == part[-1] and part[0] in "'\"" else part for part in parts]
+
+
+def _cut(text: str) -> list[str]:
+    """Text between the commas that stand in neither quotes nor brackets, without blanks and empty parts."""
+    parts, depth, quote, escaped = [""], 0, "", False
+    for letter in text:
+        if letter == "," and not depth and not quote:
+            parts.append("")
+            continue
+        if escaped:
+            escaped = False
+        elif letter == "\\":
+            escaped = True
+        elif quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"" and not parts[-1].strip():
+            quote = letter
+        else:
+            depth += (letter in "([{") - (letter in ")]}")
+        parts[-1] += letter
+    return [part.strip() for part in parts if part.strip()]

@@ -11,12 +11,12 @@ class InputError(ValueError):
     """
 
 
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the closest of `choices`, or the list of choices when none is close."""
-    choices = sorted(choices)
-    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+def nearest(name: str, choices: Iterable[str], listed: Iterable[str] = ()) -> str:
+    """`"; did you mean 'x'?"` for the closest of `choices`; when none is close a list of `listed`, by default of all choices."""
+    close = difflib.get_close_matches(name, choices := sorted(choices), n=1, cutoff=0.65)
     if close:
         return f"; did you mean {close[0]!r}?"
+    choices = sorted(listed) or choices
     return f"; choose one of {', '.join(choices)}" if choices else ""
 
 

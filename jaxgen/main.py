@@ -1,6 +1,8 @@
 """The front door: flags -> config -> devices -> the job named by `config.job`.
 
 python -m jaxgen.main --config=FILE[:variant] [--config.field=value ...] --workdir=DIR
+
+For example: python -m jaxgen.main --config=configs/finetune.py:hyenadna_smoke,table --config.data.path=FOLDER --workdir=runs/mine
 """
 
 import ctypes
@@ -45,8 +47,20 @@ def help_text() -> str:
     lines += [f"  {name:32s} {what}" for name, what in available_configs().items()]
     lines += ["", "Jobs (set by a config, or --config.job=NAME):"]
     lines += [f"  {name:32s} {what}" for name, what in available_jobs().items()]
-    lines += ["", "Every field and its meaning: configs/common.py. Exit codes: 0 done, 1 a check failed, 2 wrong input."]
+    lines += ["", "`python -m jaxgen.main --models` lists every MODEL, `--tasks` every TASK."]
+    lines += ["Every field and its meaning: configs/common.py. Exit codes: 0 done, 1 a check failed, 2 wrong input."]
     return "\n".join(lines)
+
+
+def names(kind: str) -> list[str]:
+    """What MODEL or TASK of a config can be, for `--models` and `--tasks`."""
+    if kind == "--models":
+        from jaxgen.models.registry import model_names
+
+        return model_names()
+    from jaxgen.data import tasks
+
+    return tasks.names()
 
 
 def parse_flags(argv: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
@@ -62,7 +76,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
         if not flag.startswith("-") or not (name in ("config", "workdir") or name.startswith("config.")):
             raise InputError(f"unknown argument {flag!r}{nearest(name, ['config', 'workdir', 'help'])} (see --help)")
         if not equals:
-            if not arguments:
+            if not arguments or arguments[0].startswith("--"):
                 raise InputError(f"{flag} needs a value: {flag}=...")
             value = arguments.pop(0)
         if name == "config":
@@ -117,6 +131,9 @@ def main(argv: Sequence[str]) -> int:
     """Run one job; returns the exit code."""
     if not argv or {"-h", "--help", "help"} & set(argv):
         print(help_text())
+        return 0
+    if argv[0] in ("--models", "--tasks"):
+        print("\n".join(names(argv[0])))
         return 0
     from jaxgen.config import load_config
 

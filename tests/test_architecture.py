@@ -9,10 +9,12 @@ from pathlib import Path
 import helpers
 import pytest
 
+from jaxgen.main import main
+
 PACKAGE = helpers.ROOT / "jaxgen"
 # Room -> the rooms that it may import.
 FLOOR = {"errors"}
-SHELL = {"config", "main"}
+SHELL = {"config", "fields", "main"}
 ALLOWED = {
     "errors": set(),
     "ops": FLOOR,
@@ -26,8 +28,9 @@ ALLOWED = {
     "train": FLOOR | {"ops", "layers", "checkpoints"},
     "goldens": FLOOR | {"ops", "layers", "tokenizers", "checkpoints", "models", "heads", "train", "data", "baselines"},
     "jobs": FLOOR | {"config", "ops", "layers", "tokenizers", "checkpoints", "models", "heads", "train", "data", "baselines", "goldens"},
-    "config": FLOOR,
-    "main": FLOOR | {"config", "jobs"},
+    "fields": FLOOR,
+    "config": FLOOR | {"fields"},
+    "main": FLOOR | {"config", "data", "jobs", "models", "train"},
     "__init__": {"models"},  # lazily
 }
 # Data is numpy alone: it must be usable, and testable, without an accelerator library.
@@ -87,3 +90,10 @@ def test_help_lists_jobs_and_configs_without_jax():
     for name in ("finetune", "pretrain", "verify", *(f"configs/{file.name}" for file in (helpers.ROOT / "configs").glob("[a-z]*.py"))):
         assert f"  {name} " in ended.out
     assert "Exit codes" in ended.out
+    assert "--models" in ended.out
+
+
+def test_models_and_tasks_are_listed(capsys):
+    assert main(["--models"]) == main(["--tasks"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert {"cnn", "hyenadna_smoke", "nt_v2_50m", "table", "simulated_promoters", "gue/tf_0"} <= set(listed)

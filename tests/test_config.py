@@ -30,6 +30,18 @@ def value(field: str, text: str):
         ("model.freeze", "^backbone,^head", ("^backbone", "^head")),
         ("paths", "a,b", ("a", "b")),
         ("paths", "", ()),
+        ("paths", "[a,b]", ("a", "b")),
+        ("paths", "['a,b', 'c']", ("a,b", "c")),
+        ("variants.shifts", "[0]", (0,)),
+        ("model.freeze", "^backbone.*(mixer|mlp)", ("^backbone.*(mixer|mlp)",)),
+        ("model.freeze", "(a)|(b)", ("(a)|(b)",)),
+        ("model.freeze", "[ab]", ("[ab]",)),
+        ("model.freeze", "a{1,2},b", ("a{1,2}", "b")),
+        ("model.freeze", "(^a,^b)", ("^a", "^b")),
+        ("model.freeze", "(", ("(",)),
+        ("model.freeze", r"\(,b", (r"\(", "b")),
+        ("benchmark.settings", '"*@*:train.betas=0.9,0.95",b', ("*@*:train.betas=0.9,0.95", "b")),
+        ("benchmark.settings", "*@*:train.betas=(0.9,0.95),b", ("*@*:train.betas=(0.9,0.95)", "b")),
         ("data.rc_aug", "True", True),
         ("data.rc_aug", "0", False),
         ("workdir", "gs://bucket/run=1", "gs://bucket/run=1"),
@@ -76,7 +88,8 @@ def test_flags():
     spec, overrides = parse_flags(["--config=a.py:b", "--config.seed", "3", "--workdir", "x"])
     assert spec == "a.py:b"
     assert overrides == [("seed", "3"), ("workdir", "x")]
-    for wrong in (["--config"], ["--config=a", "--seed=1"], ["--config=a", "stray"], ["--config=a", "--workdir"]):
+    wrongs = [["--config"], ["--config=a", "--seed=1"], ["--config=a", "stray"], ["--config=a", "--workdir"]]
+    for wrong in (*wrongs, ["--config=a", "--workdir", "--config.seed=3"]):
         with pytest.raises(InputError):
             parse_flags(wrong)
 
@@ -93,5 +106,11 @@ def test_a_config_of_my_own(tmp_path):
     with pytest.raises(InputError, match="get_config"):
         load_config(str(file))
     file.write_text("from configs import finetnue\ndef get_config(variant=''):\n    return finetnue\n")
-    with pytest.raises(InputError, match=r"mine.py.*finetnue"):
+    with pytest.raises(InputError, match=r"mine.py:1: .*finetnue"):
+        load_config(str(file))
+    file.write_text("\ndef get_config(variant=''):\n    return commn.get_config()\n")
+    with pytest.raises(InputError, match=r"mine.py:3: NameError: name 'commn' is not defined"):
+        load_config(str(file))
+    file.write_text("from configs import common\ndef get_config(variant=''):\n    common.get_config()\n")
+    with pytest.raises(InputError, match=r"mine.py: get_config\(variant\) returned a NoneType"):
         load_config(str(file))

@@ -61,7 +61,7 @@ class Protocol:
       n_jobs: classifiers fitted at the same time; 0 = one per core.
 
     Raises:
-      InputError: an unknown choice of streams, or a number out of range.
+      InputError: an unknown choice of streams.
     """
 
     streams: str = "forward"
@@ -77,14 +77,6 @@ class Protocol:
     def __post_init__(self) -> None:
         if self.streams not in STREAMS:
             raise InputError(f"probe.streams={self.streams!r}{nearest(self.streams, ['auto', *STREAMS])}")
-        if not self.seeds or min(self.seeds) < 0:
-            raise InputError(f"probe.seeds={','.join(map(str, self.seeds))}: at least one is needed, and none below 0")
-        if not self.strengths or min(self.strengths) <= 0:
-            raise InputError(f"probe.strengths={','.join(map(str, self.strengths))}: at least one is needed, and all above 0")
-        if self.rows < 2:
-            raise InputError(f"probe.rows={self.rows} must be at least 2")
-        if not 0 < self.validation < 1:
-            raise InputError(f"probe.validation={self.validation} must lie between 0 and 1")
 
 
 @dataclasses.dataclass(frozen=True)

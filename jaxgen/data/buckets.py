@@ -2,8 +2,6 @@
 
 import numpy as np
 
-from jaxgen.errors import InputError
-
 MULTIPLE = 8
 ENOUGH = 0.05  # another padded length is not worth its compilation once less than this share is padding
 _CANDIDATES = 512
@@ -17,18 +15,13 @@ def bucket_lengths(lengths: np.ndarray, most: int, longest: int = 0, batch_size:
 
     Args:
         lengths: integers (n,), tokens per sequence.
-        most: largest number of padded lengths; 1 gives `longest` alone.
+        most: largest number of padded lengths, at least 1; 1 gives `longest` alone.
         longest: the last padded length, not below any of `lengths`; 0 for the largest of them, rounded up to a multiple of 8.
         batch_size: rows per batch. One batch lies across each border and is padded to the longer length; in a small table that counts.
 
     Returns:
         ascending; the last is `longest`, all others are multiples of 8 (of a larger number where lengths exceed 4096).
-
-    Raises:
-        InputError: `most` below 1.
     """
-    if most < 1:
-        raise InputError(f"data.buckets={most}: give the number of padded lengths, 1 or more")
     longest = longest or max(MULTIPLE, -(-int(np.max(lengths, initial=1)) // MULTIPLE) * MULTIPLE)
     step = MULTIPLE * -(-longest // (MULTIPLE * _CANDIDATES))
     candidates = np.append(np.arange(0, longest, step), longest).astype(np.float64)

@@ -30,7 +30,7 @@ class WindowBases:
 
     def __init__(self, genome: Genome, windows: Windows, width: int, *, rc_aug: bool = False, left_pad: bool = False):
         if not len(windows):
-            raise InputError("no windows: the split is empty")
+            raise InputError("no windows: the split is empty; raise data.holdout, or give rows of every split in data.bed")
         self.genome, self.windows, self.width, self.rc_aug, self.left_pad = genome, windows, width, rc_aug, left_pad
 
     def __len__(self) -> int:

@@ -52,13 +52,14 @@ class _Step:
         drop_last: bool,
     ):
         if batch_size < 1 or batch_size % process_count:
-            raise InputError(f"batch size {batch_size} must be a positive multiple of the {process_count} processes")
+            batch = "train.batch_size" if drop_last else "train.eval_batch_size (or train.batch_size)"
+            raise InputError(f"{batch}={batch_size} must be a positive multiple of the {process_count} processes")
         if not 0 <= process_index < process_count:
             raise InputError(f"process index {process_index} outside 0 ... {process_count - 1}")
         n, rows = len(source), batch_size // process_count
         steps = n // batch_size if drop_last else -(-n // batch_size)
         if not steps:
-            raise InputError(f"batch size {batch_size} is larger than the {n} training examples; lower it")
+            raise InputError(f"train.batch_size={batch_size} is larger than the {n} training examples; lower it")
         self.source, self.seed, self.cut = source, seed, Cut(n, batch_size, process_index * rows, rows, steps, seed if shuffle else None)
         if len(buckets) > 1:
             self.order = BucketedOrder(self.cut, source.lengths, buckets)

@@ -31,8 +31,6 @@ class Scoring:
 
     def __init__(self, encoder: Encoder, segments: Segments, strands: int, *, causal: bool, stride: int = 0):
         tokenizer = encoder.tokenizer
-        if stride < 0:
-            raise InputError(f"score.stride={stride}: give 0 or more")
         if not causal and tokenizer.mask_id is None:
             raise InputError(f"a pseudo-likelihood needs a tokenizer with a mask token; {tokenizer.name!r} has none")
         self.encoder, self.whole, self.causal = encoder, segments, causal

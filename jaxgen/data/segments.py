@@ -186,13 +186,7 @@ class Plan:
 
     @classmethod
     def of(cls, segments: Segments, most_buckets: int, batch_tokens: int, longest: int = 0) -> "Plan":
-        """The plan for at most `most_buckets` padded lengths, none above `longest` (0: no limit).
-
-        Raises:
-            InputError: a batch without tokens.
-        """
-        if batch_tokens < 1:
-            raise InputError(f"embed.batch_tokens={batch_tokens}: give 1 or more")
+        """The plan for at most `most_buckets` padded lengths, none above `longest` (0: no limit)."""
         top = -(-int(segments.tokens.max()) // 8) * 8
         buckets = bucket_lengths(segments.tokens, most_buckets, min(top, longest) if longest else top)
         firsts = np.flatnonzero(np.diff(segments.row, prepend=-1))

@@ -77,7 +77,7 @@ class TableSource:
             raise InputError("no examples: every split needs at least one row")
         self.examples, self.tokenizer = examples, tokenizer
         if max_shift < 0 or (max_shift and conjoin):
-            raise InputError(f"max_shift {max_shift} must be 0 or more, and 0 for conjoined examples")
+            raise InputError(f"data.max_shift={max_shift} must be 0 or more, and 0 for conjoined examples")
         self.rc_aug, self.max_shift, self.conjoin = rc_aug, max_shift, conjoin
         self._options: dict[str, Any] = {"add_special_tokens": add_special_tokens, "padding_side": padding_side}
         self.max_length = max_length or token_length(examples.sequences, tokenizer, add_special_tokens, both_strands=rc_aug or conjoin)

@@ -173,7 +173,7 @@ def freeze_patterns(mode: str, own_head: Sequence[str], prefix: str = "backbone.
       InputError: no such mode.
     """
     if mode not in MODES:
-        raise InputError(f"model.adapter={mode!r}{nearest(mode, MODES)}; choose one of {', '.join(MODES)}")
+        raise InputError(f"model.adapter={mode!r}{nearest(mode, MODES)}")
     if mode == "full":
         return ()
     kept = [rf".*\.(?:{'|'.join(PARAMETERS)})$", *(re.escape(name) + "$" for name in own_head)]

@@ -12,7 +12,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxgen.config import set_field
+from jaxgen.config import set_field, settled
 from jaxgen.errors import InputError
 from jaxgen.jobs import finetune
 from jaxgen.jobs.packing import run_packed
@@ -48,7 +48,7 @@ def plan(config: ConfigDict, chosen: Mapping[tuple[str, str], Settings] | None =
       InputError: an empty list, an unknown model, a setting that does not parse or names an unknown field, a repeated label.
     """
     b = config.benchmark
-    for name in ("models", "tasks", "seeds"):
+    for name in ("models", "tasks"):
         if not b[name]:
             raise InputError(f"benchmark.{name} is empty: list at least one")
     models = dict(_labelled(entry) for entry in b.models)
@@ -64,13 +64,7 @@ def plan(config: ConfigDict, chosen: Mapping[tuple[str, str], Settings] | None =
 
 
 def packs(cells: Sequence[Cell], size: int) -> list[list[Cell]]:
-    """Up to `size` seeds of one model and task at a time, in the order of the first of them.
-
-    Raises:
-      InputError: not a positive number.
-    """
-    if size < 1:
-        raise InputError(f"benchmark.pack={size} must be at least 1")
+    """Up to `size` seeds of one model and task at a time, in the order of the first of them."""
     groups: dict[tuple[str, str], list[list[Cell]]] = {}
     order: list[list[Cell]] = []
     for cell in cells:
@@ -97,7 +91,7 @@ def _run_config(config: ConfigDict, label: str, name: str, task: str, seed: int,
         set_field(run_config, *setting.split("=", 1))
     run_config.benchmark = ConfigDict()  # the lists may grow without touching finished runs
     run_config.workdir = str(epath.Path(config.workdir) / "runs" / task / f"{label}_{seed}")
-    return run_config.lock()
+    return settled(run_config)
 
 
 def matching(config: ConfigDict, field: str, label: str, task: str) -> list[str]:

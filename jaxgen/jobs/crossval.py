@@ -37,7 +37,6 @@ def run(config: ConfigDict) -> int:
     if jax.process_count() > 1:
         raise InputError("crossval runs in one process, on all devices of that process")
     p, workdir, began = config.perturbation, epath.Path(config.workdir), time.monotonic()
-    _check(p)
     names = chosen(p.methods)
     methods = {name: make(name, config) for name in names}
     tables = load_tables(config, names)
@@ -70,14 +69,6 @@ def run(config: ConfigDict) -> int:
     write_result(workdir, result)
     say(f"table: {workdir / 'comparison.md'}" + (f"  report: {workdir / 'report' / 'index.html'}" if config.train.report else ""))
     return 0
-
-
-def _check(p: ConfigDict) -> None:
-    for field, least in (("bootstrap", 1), ("top_k", 1), ("top_genes", 0), ("max_genes", 0), ("max_perturbations", 0)):
-        if p[field] < least:
-            raise InputError(f"perturbation.{field}={p[field]} must be at least {least}")
-    if p.lel.ridge <= 0 or p.lel.n_components < 1:
-        raise InputError(f"perturbation.lel: ridge={p.lel.ridge} must be above 0 and n_components={p.lel.n_components} at least 1")
 
 
 def load_tables(config: ConfigDict, names: Sequence[str]) -> perturbation.Tables:

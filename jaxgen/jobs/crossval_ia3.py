@@ -41,8 +41,6 @@ def make(config: ConfigDict) -> Method:
     run = ConfigDict(config.to_dict())
     run.model.name, run.init_from = options.model, options.init_from
     run.model.adapter, run.model.adapter_targets, run.model.adapter_feedforward = "ia3", TARGETS, FEEDFORWARD
-    if options.epochs < 1 or options.batch_size < 1:
-        raise InputError(f"perturbation.ia3: epochs={options.epochs} and batch_size={options.batch_size} must be at least 1")
     return _Regression(run)
 
 

@@ -94,7 +94,6 @@ class _Backbone(nnx.Module):
 
 
 def _check(config: ConfigDict) -> None:
-    g = config.generate
     if not config.workdir:
         raise InputError("--workdir=DIR is missing: where should the sequences go?")
     if Path(config.workdir).is_file():
@@ -103,9 +102,6 @@ def _check(config: ConfigDict) -> None:
         raise InputError(f"{Path(config.workdir) / FILE} exists already; choose another --workdir")
     if jax.process_count() > 1:
         raise InputError("generate runs in one process; its rows are divided over the devices of that process")
-    for field, least in (("tokens", 1), ("samples", 1), ("batch_size", 1), ("temperature", 0), ("top_k", 0)):
-        if not g[field] >= least:
-            raise InputError(f"generate.{field}={g[field]}: give {least} or more")
 
 
 def _sequences(config: ConfigDict) -> tuple[list[str], Sequences, str]:

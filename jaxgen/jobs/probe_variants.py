@@ -45,9 +45,6 @@ def run(config: ConfigDict) -> int:
         )
     if open_workdir(config, ".*.npy.progress"):
         return 0
-    for field in ("window", "batch_size"):
-        if p[field] < 1:
-            raise InputError(f"probe.{field}={p[field]} must be at least 1")
     spec, tokenizer = variant_model(config)
     protocol = _protocol(config, spec)
     splits, attainable = _data(config)

@@ -333,8 +333,6 @@ def check_batches(t: ConfigDict, mesh: Mesh) -> None:
     Raises:
       InputError: naming the field and the number that it must be a multiple of.
     """
-    if t.accumulate < 1:
-        raise InputError(f"train.accumulate={t.accumulate} must be at least 1")
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     for field, rows, unit in (("batch_size", t.batch_size, devices * t.accumulate), ("eval_batch_size", t.eval_batch_size, devices)):
         if rows % unit:

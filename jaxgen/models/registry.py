@@ -36,7 +36,7 @@ def resolve(name: str) -> tuple[Family, Any]:
     """
     matching = [family for family in FAMILIES if name == family or name.startswith(family + "_")]
     if not matching:
-        raise InputError(f"model.name={name!r}: no such model{nearest(name, model_names())}")
+        raise InputError(f"model.name={name!r}: no such model{nearest(name, model_names(), FAMILIES)}")
     family = get_family(max(matching, key=len))
     size = name[len(family.name) + 1 :] or family.default_size
     if size not in family.sizes:

@@ -128,7 +128,6 @@ def test_zero_shot_scores():
     assert math.isnan(zero_shot_auroc(np.full((4, 4), np.nan), labels)["abs_llr"])
 
 
-@pytest.mark.parametrize("field", [{"streams": "both"}, {"seeds": ()}, {"strengths": (0.0,)}, {"rows": 1}, {"validation": 1.0}])
-def test_a_wrong_protocol_is_refused(field):
-    with pytest.raises(InputError, match=f"probe.{next(iter(field))}="):
-        dataclasses.replace(PROTOCOL, **field)
+def test_a_wrong_protocol_is_refused():
+    with pytest.raises(InputError, match=r"probe\.streams=.both."):
+        dataclasses.replace(PROTOCOL, streams="both")

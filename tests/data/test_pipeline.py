@@ -198,7 +198,7 @@ def test_table_sources_share_the_length_and_augment_train_only():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: train_loader(Counting(3), batch_size=4, seed=0), "batch size 4 is larger than the 3 training examples"),
+        (lambda: train_loader(Counting(3), batch_size=4, seed=0), "train.batch_size=4 is larger than the 3 training examples"),
         (lambda: train_loader(Counting(9), batch_size=3, seed=0, process_count=2), "multiple of the 2 processes"),
         (lambda: eval_batches(Counting(9), 0), "positive multiple"),
         (lambda: eval_batches(Counting(9), 4, 2, 2), "process index 2 outside"),

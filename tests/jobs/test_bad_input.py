@@ -51,6 +51,9 @@ def refused(run_here, tmp_path) -> Callable[..., str]:
         (["--config=configs/finetune.py", "--config.train.betas=a,b"], ["betas", "numbers"]),
         (["--config=configs/finetune.py:hyenadma_smoke"], ["hyenadma_smoke", "'hyenadna_smoke'"]),
         (["--config=configs/finetune.py:hyenadna_smok"], ["'smok'", "'smoke'"]),
+        (["--config=configs/finetune.py:enformer"], ["'enformer'", "; choose one of caduceus_ph, caduceus_ps, cnn, dnabert,"]),
+        (["--config=configs/finetune.py", "--config.model.adapter=loar"], ["model.adapter='loar'; did you mean 'lora'?"]),
+        (["--config=configs/finetune.py", "--config.train.ema_decay=2"], ["train.ema_decay=2.0 must be at least 0 and below 1"]),
         (["--config=configs/finetune.py:hyenadna,tabel"], ["'tabel'", "'table'"]),
         (["--config=configs/finetune.py:hyenadna,table"], ["data.path"]),
         (["--config=configs/finetune.py:a,b,c"], ["MODEL,TASK"]),
@@ -113,6 +116,7 @@ def test_one_line_in_a_process_of_its_own(tmp_path):
         ({"train__nan_policy": "ignore"}, ["nan_policy", "ignore"]),
         ({"train__lr_scale": "^haed=10"}, ["^haed"]),
         ({"model__freeze": "^backbome"}, ["^backbome"]),
+        ({"model__freeze": "("}, ["'('", "not a regular expression"]),
         ({"data__max_length": 40}, ["input_len", "57"]),
     ],
 )

@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import Any
 
 from jaxgen.data.tasks.base import Examples, Target, Task
+from jaxgen.data.tasks.suites import SUITES
 from jaxgen.errors import InputError, nearest
 
 __all__ = ["Examples", "Target", "Task", "get", "names"]
@@ -15,7 +16,7 @@ _REGISTRY: dict[str, tuple[str, dict[str, Any]]] = {
     "table": ("table", {}),
     "records": ("records", {}),
     "simulated_promoters": ("simulated_promoters", {}),
-    **{suite: ("suite", {"suite": suite}) for suite in ("genomic_benchmarks", "gue", "nt", "nt_revised")},
+    **{suite: ("suite", {"suite": suite}) for suite in SUITES},
 }
 
 
@@ -24,8 +25,9 @@ def _download_hint(family: str) -> str:
 
 
 def names() -> list[str]:
-    """Names that `get` knows."""
-    return sorted(_REGISTRY)
+    """Names that `get` knows, those of a suite with their members."""
+    members = {suite: sorted(found.tasks) for suite, found in SUITES.items()}
+    return sorted(f"{name}/{member}" if member else name for name in _REGISTRY for member in members.get(name, [""]))
 
 
 def get(name: str, *, path: str | None = None, seed: int = 1, **options: Any) -> Task:
