@@ -103,7 +103,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.train.report = True  # write plots to report/
 
     # embed: one vector per sequence of data.path, a table with ids or a FASTA. score reads the same fields but name, files, layer, pooling,
-    # dtype and special_tokens; generate reads id_column and duplicates.
+    # dtype and special_tokens; generate reads id_column and duplicates, predict id_column, too_long and batch_tokens.
     c.embed = ConfigDict()
     c.embed.name = ""  # of the files; empty = the model's name
     c.embed.files = ConfigDict()  # names in the workdir; {name}, {pooling}, {strand} and {layer} are filled in

@@ -89,12 +89,13 @@ class TunedHead:
         decoder = SequenceHead(spec.config.d_model, self.outputs, nnx.Rngs(0), pooling=self.pooling)
         return SequencePredictor(backbone, decoder, masked=masked, strands=spec.family.strands)
 
-    def place(self, state: TrainState) -> TrainState:
-        """The state of a module that holds `around(...)` as its field `head`, with the weights of the head."""
+    def place(self, state: TrainState, under: str = "head.head.") -> TrainState:
+        """The state with the weights of the head, whose names begin with `under`: in a module that holds `around(...)` as its field `head`,
+        and "head." in `around(...)` itself."""
         new = {
-            name: jax.device_put(self.arrays[name.removeprefix("head.head.")], old.sharding)
+            name: jax.device_put(self.arrays[name.removeprefix(under)], old.sharding)
             for name, old in named_arrays(state.params).items()
-            if name.startswith("head.head.")
+            if name.startswith(under)
         }
         return dataclasses.replace(state, params=with_arrays(state.params, new))
 

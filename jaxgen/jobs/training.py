@@ -48,7 +48,7 @@ def say(text: str) -> None:
 _OWN_GROUPS = {
     "baseline": ("baseline", "benchmark"),
     "benchmark": ("benchmark",),
-    "embed": ("embed", "explain", "score", "generate"),
+    "embed": ("embed", "explain", "score", "generate", "predict"),
     "explain": ("explain",),
     "generate": ("generate",),
     "perturbation": ("crossval",),
