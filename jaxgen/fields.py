@@ -49,7 +49,7 @@ RANGES = {
     "data.max_length": ZERO_OR_MORE,
     "data.buckets": ONE_OR_MORE,
     "data.max_shift": ZERO_OR_MORE,
-    "data.holdout": INSIDE,
+    "data.holdout": BELOW_ONE,
     "data.stride": ZERO_OR_MORE,
     "data.mlm_probability": Range(0, 1, above=True),
     "data.window_bases": ZERO_OR_MORE,

@@ -30,7 +30,7 @@ ALLOWED = {
     "jobs": FLOOR | {"config", "ops", "layers", "tokenizers", "checkpoints", "models", "heads", "train", "data", "baselines", "goldens"},
     "fields": FLOOR,
     "config": FLOOR | {"fields"},
-    "main": FLOOR | {"config", "data", "jobs", "models", "train"},
+    "main": FLOOR | {"config", "data", "jobs", "models"},
     "__init__": {"models"},  # lazily
 }
 # Data is numpy alone: it must be usable, and testable, without an accelerator library.
