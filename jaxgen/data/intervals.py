@@ -60,7 +60,7 @@ def read_bed(path: str | os.PathLike) -> Bed:
     are not numeric and read start and end).
 
     Raises:
-        InputError: missing file, too few columns, text in a numeric column, end not after start, or no interval at all.
+        InputError: missing file, too few columns, text in a numeric column, a negative start, end not after start, or no interval at all.
     """
     contigs, starts, ends, splits, lines = [], [], [], [], []
     for number, text in enumerate(read_text(path).splitlines(), 1):
@@ -75,6 +75,8 @@ def read_bed(path: str | os.PathLike) -> Bed:
             if not field.strip().removeprefix("-").isdecimal():
                 raise InputError(f"{path}:{number}: {name} {field!r} is not an integer")
         start, end = int(fields[1]), int(fields[2])
+        if start < 0:
+            raise InputError(f"{path}:{number}: start {start} is negative; BED counts bases from 0")
         if end <= start:
             raise InputError(f"{path}:{number}: end {end} is not after start {start}")
         contigs.append(fields[0].strip())
@@ -251,7 +253,7 @@ class BedTiles(Tiles):
 
     def __init__(self, bed: Bed, contigs: Mapping[str, int], length: int, split: str, stride: int = 0):
         rows = bed.take_split(split)
-        super().__init__(_contig_rows(rows, contigs)[0], np.maximum(rows.starts, 0), rows.ends, length, stride)
+        super().__init__(_contig_rows(rows, contigs)[0], rows.starts, rows.ends, length, stride)
 
 
 class TiledWindows(Tiles):

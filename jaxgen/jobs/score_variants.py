@@ -22,6 +22,7 @@ from jaxgen.errors import InputError, nearest
 from jaxgen.heads.variant import VariantScorer
 from jaxgen.jobs import training
 from jaxgen.jobs.inference import compiled, first_row, load, run_in_order, start_rows, tuned_head, variant_model
+from jaxgen.jobs.tasks import open_genome
 from jaxgen.jobs.training import ModelSpec, open_workdir, say, sized_for
 from jaxgen.tokenizers import Tokenizer
 from jaxgen.train.logging import environment, write_atomic, write_result
@@ -45,7 +46,7 @@ def run(config: ConfigDict) -> int:
     if v.strand not in STRANDS:
         raise InputError(f"variants.strand={v.strand!r}{nearest(v.strand, STRANDS)}")
     longest = longest_allele(v.length, v.shifts)
-    genome = Genome.open(config.data.fasta, cache_dir=config.data.cache or None)
+    genome = open_genome(config)
     variants = read_variants(v.vcf, genome, longest)
     if not len(variants):
         left_out = "; ".join(f"{count} left out: {reason}" for reason, count in variants.skipped.items())

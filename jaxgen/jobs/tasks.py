@@ -1,8 +1,9 @@
-"""The task that a config names."""
+"""The data that a config names, with what there is to say of them."""
 
 from ml_collections import ConfigDict
 
 from jaxgen.data import tasks
+from jaxgen.data.genome import Genome
 from jaxgen.data.tasks import Task
 from jaxgen.jobs.training import say
 
@@ -21,3 +22,11 @@ def load_task(config: ConfigDict) -> Task:
     for note in task.notes:
         say(f"note: {note}")
     return task
+
+
+def open_genome(config: ConfigDict) -> Genome:
+    """The genome of `data.fasta`; its notes are printed."""
+    genome = Genome.open(config.data.fasta, cache_dir=config.data.cache or None)
+    for note in genome.notes:
+        say(f"note: {note}")
+    return genome
