@@ -115,29 +115,6 @@ def caduceus_windows(
     return starts, np.where(invalid, lengths, starts + max_length), invalid
 
 
-def hyenadna_windows(
-    contig_lengths: ArrayLike, bed_starts: ArrayLike, bed_ends: ArrayLike, max_length: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Window of each BED row in the original HyenaDNA pipeline.
-
-    A shorter interval is extended symmetrically to `max_length` (the odd base on the right), a longer one is cut to
-    start + max_length; then both are clipped at the contig ends.
-
-    Returns:
-        (starts, ends, left, right): int64 (n,); `left` and `right` count the bases lost to clipping, which the reference can
-        replace by '.'.
-    """
-    lengths = np.asarray(contig_lengths, np.int64)
-    starts, ends = np.asarray(bed_starts, np.int64), np.asarray(bed_ends, np.int64)
-    extra = np.maximum(max_length - (ends - starts), 0)
-    longer = ends - starts > max_length
-    starts, ends = starts - extra // 2, ends + (extra - extra // 2)
-    left, right = np.maximum(-starts, 0), np.maximum(ends - lengths, 0)
-    starts = np.maximum(starts, 0)
-    ends = np.where(longer, np.minimum(starts + max_length, lengths), np.minimum(ends, lengths))
-    return starts, ends, left, right
-
-
 class Windows(Protocol):
     """A numbered set of windows."""
 
@@ -198,21 +175,6 @@ class CaduceusWindows:
         rows, shifts = np.divmod(np.asarray(indices, np.int64), self.shifts)
         starts, ends, _ = caduceus_windows(self.contig_lengths[rows], self.starts[rows], self.max_length, shifts)
         return self.contig_ids[rows], starts, ends
-
-
-class HyenaDNAWindows:
-    """The hg38 dataset of HyenaDNA: one window per BED row of a split; arguments and errors as for `CaduceusWindows`."""
-
-    def __init__(self, bed: Bed, contigs: Mapping[str, int], max_length: int, split: str):
-        rows = bed.take_split(split)
-        self.contig_ids, lengths = _contig_rows(rows, contigs)
-        self.starts, self.ends, _, _ = hyenadna_windows(lengths, rows.starts, rows.ends, max_length)
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return self.contig_ids[indices], self.starts[indices], self.ends[indices]
 
 
 class Tiles:

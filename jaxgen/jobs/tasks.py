@@ -5,11 +5,12 @@ from ml_collections import ConfigDict
 from jaxgen.data import tasks
 from jaxgen.data.genome import Genome
 from jaxgen.data.tasks import Task
+from jaxgen.data.tasks.suites import SUITES
 from jaxgen.jobs.training import say
 
 
 def load_task(config: ConfigDict) -> Task:
-    """The task of `data.task`, read from `data.path` where it reads files; its notes are printed.
+    """The task of `data.task`, read from `data.path` where it reads files; its notes and the licence of its suite are printed.
 
     A config that trains on simulated data by default trains on `data.path` once that is given.
     """
@@ -21,6 +22,9 @@ def load_task(config: ConfigDict) -> Task:
     task = tasks.get(name, seed=config.seed if d.split_seed < 0 else d.split_seed, **options)
     for note in task.notes:
         say(f"note: {note}")
+    suite = SUITES.get(task.name.partition("/")[0])
+    if suite:
+        say(f"{task.name}: {suite.title}, licence: {suite.licence}")
     return task
 
 
