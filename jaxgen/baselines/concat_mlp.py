@@ -186,21 +186,11 @@ def _fit(
         loss = jnp.sum(jnp.where(counts, jnp.square(errors), 0)) / jnp.maximum(counts.sum(), 1)
         return _Fold(params, moments, fold.best.update(loss, epoch, params))
 
-    def running(folds: _Fold) -> jax.Array:
-        return folds.best.without_improvement < method.patience
-
-    def body(carry: tuple[jax.Array, _Fold, jax.Array]) -> tuple[jax.Array, _Fold, jax.Array]:
-        epoch, folds, epochs_run = carry
-        active = running(folds)
+    def all_folds(folds: _Fold, epoch: jax.Array) -> _Fold:
         epoch_keys = jax.vmap(functools.partial(jax.random.fold_in, data=epoch + 1))(keys)
-        new = jax.vmap(one_epoch, (0, 0, 0, 0, None))(folds, train, valid, epoch_keys, epoch)
-        return epoch + 1, selection.keep_stopped(active, new, folds), epochs_run + active
+        return jax.vmap(one_epoch, (0, 0, 0, 0, None))(folds, train, valid, epoch_keys, epoch)
 
-    def going_on(carry: tuple[jax.Array, _Fold, jax.Array]) -> jax.Array:
-        return (carry[0] < method.epochs) & running(carry[1]).any()
-
-    folds = jax.vmap(start)(keys)
-    _, folds, epochs_run = jax.lax.while_loop(going_on, body, (jnp.asarray(0), folds, jnp.zeros(len(keys), int)))
+    folds, epochs_run = selection.train_folds(all_folds, jax.vmap(start)(keys), method.epochs, method.patience)
     chosen = folds.params if faithful else folds.best.params
     info = {"epochs": epochs_run, "best_epoch": folds.best.epoch + 1, "validation_mse": folds.best.loss}
     return jax.vmap(lambda params: predict_rows(params, tf, gene))(chosen), info

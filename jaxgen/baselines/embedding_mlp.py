@@ -174,22 +174,12 @@ def _fit(
         _, lowered = plateau.update((), fold.plateau, value=loss)
         return fold._replace(plateau=lowered, best=fold.best.update(loss, epoch, fold.params))
 
-    def running(folds: _Fold) -> jax.Array:
-        return folds.best.without_improvement < method.patience
-
-    def body(carry: tuple[jax.Array, _Fold, jax.Array]) -> tuple[jax.Array, _Fold, jax.Array]:
-        epoch, folds, epochs_run = carry
-        active = running(folds)
+    def all_folds(folds: _Fold, epoch: jax.Array) -> _Fold:
         new = jax.vmap(one_epoch)(folds, inputs, train, jax.vmap(functools.partial(jax.random.fold_in, data=epoch + 1))(keys))
         due = (epoch % method.validate_every == 0) | (epoch == method.epochs - 1)
-        new = jax.lax.cond(due, lambda f: jax.vmap(validate, (0, 0, 0, None))(f, inputs, valid, epoch), lambda f: f, new)
-        return epoch + 1, selection.keep_stopped(active, new, folds), epochs_run + active
+        return jax.lax.cond(due, lambda f: jax.vmap(validate, (0, 0, 0, None))(f, inputs, valid, epoch), lambda f: f, new)
 
-    def going_on(carry: tuple[jax.Array, _Fold, jax.Array]) -> jax.Array:
-        return (carry[0] < method.epochs) & running(carry[1]).any()
-
-    folds = jax.vmap(start)(keys)
-    _, folds, epochs_run = jax.lax.while_loop(going_on, body, (jnp.asarray(0), folds, jnp.zeros(len(keys), int)))
+    folds, epochs_run = selection.train_folds(all_folds, jax.vmap(start)(keys), method.epochs, method.patience)
     chosen = folds.params if faithful else folds.best.params
     info = {"epochs": epochs_run, "best_epoch": folds.best.epoch + 1, "validation_mse": folds.best.loss}
     return jax.vmap(predict)(chosen, inputs), info

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen.checkpoints.key_table import LINEAR, Row, current_norm_names
+from jaxgen.checkpoints.key_table import Row, current_norm_names, linear_rows, norm_rows
 from jaxgen.errors import InputError
 
 _EMBEDDINGS, _HEAD = "embeddings.", "cls.predictions."
@@ -39,14 +39,6 @@ def without_prefix(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def with_prefix(name: str) -> str:
     return name if name.startswith(("cls.", "classifier.")) else "bert." + name
-
-
-def linear_rows(public: str, ours: str) -> list[Row]:
-    return [Row(public + ".weight", ours + ".kernel", LINEAR), Row(public + ".bias", ours + ".bias")]
-
-
-def norm_rows(public: str, ours: str) -> list[Row]:
-    return [Row(public + ".weight", ours + ".scale"), Row(public + ".bias", ours + ".bias")]
 
 
 def read_fields(public: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:

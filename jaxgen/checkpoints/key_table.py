@@ -65,6 +65,17 @@ class Row:
         return _tuple(self.ours)
 
 
+def linear_rows(public: str, ours: str, bias: bool = True) -> list[Row]:
+    """A torch Linear as a `layers.core.Linear`."""
+    rows = [Row(public + ".weight", ours + ".kernel", LINEAR), Row(public + ".bias", ours + ".bias")]
+    return rows if bias else rows[:1]
+
+
+def norm_rows(public: str, ours: str) -> list[Row]:
+    """A torch LayerNorm as a `layers.core.LayerNorm`."""
+    return [Row(public + ".weight", ours + ".scale"), Row(public + ".bias", ours + ".bias")]
+
+
 class KeyTableError(InputError):
     """A checkpoint and a model do not fit. The message's first line sums up; `problems` lists every tensor."""
 

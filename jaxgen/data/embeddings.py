@@ -51,7 +51,7 @@ def read_named_sequences(path: str, id_column: str, sequence_column: str, duplic
     if not os.path.isfile(path):
         raise InputError(f"data.path={path}: no such file" if path else "data.path is empty: give a table or FASTA of sequences")
     if Path(path.removesuffix(".gz").removesuffix(".bgz")).suffix.lower() in FASTA:
-        ids, texts = _read_fasta(path)
+        ids, texts, found = _read_fasta(path)
         lines = list(range(1, len(ids) + 1))
     elif table_suffix(path):
         try:
@@ -59,7 +59,7 @@ def read_named_sequences(path: str, id_column: str, sequence_column: str, duplic
         except InputError as error:
             hint = "; set embed.id_column (empty: rows are numbered)" if f"no column {id_column!r}" in str(error) else ""
             raise InputError(f"{error}{hint}") from None
-        texts = columns[sequence_column]
+        texts, found = columns[sequence_column], ()
         ids = columns[id_column] if id_column else [str(number) for number in range(1, len(texts) + 1)]
         if "" in ids:
             raise InputError(f"{path}:{lines[ids.index('')]}: empty {id_column!r}")
@@ -71,16 +71,17 @@ def read_named_sequences(path: str, id_column: str, sequence_column: str, duplic
         shown = ", ".join(repr(name) for name in repeated[:5]) + (", ..." if len(repeated) > 5 else "")
         raise InputError(f"{path}: {id_column!r} occurs more than once for {shown}; remove rows, or set embed.duplicates=last")
     sequences, _, _, notes = check_sequences(path, texts, lines, sequence_column, ids)
+    notes = (*found, *notes)
     if len(last) < len(ids):
         notes = (*notes, f"{path}: {len(ids) - len(last)} rows left out, whose id occurs again further down")
     return NamedSequences(list(last), Sequences.from_list([sequences[row] for row in last.values()]), tuple(notes))
 
 
-def _read_fasta(path: str) -> tuple[list[str], list[str]]:
+def _read_fasta(path: str) -> tuple[list[str], list[str], tuple[str, ...]]:
     pieces: list[bytes] = []
-    contigs = parse_fasta(path, pieces.append)
+    contigs, notes = parse_fasta(path, pieces.append)
     whole, ends = b"".join(pieces).decode(), np.cumsum(list(contigs.values())).tolist()
-    return list(contigs), [whole[start:end] for start, end in zip([0, *ends], ends)]
+    return list(contigs), [whole[start:end] for start, end in zip([0, *ends], ends)], notes
 
 
 class EmbeddingFile:

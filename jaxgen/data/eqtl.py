@@ -255,11 +255,11 @@ def _variants(path: Path, block: list[tuple[int, dict[str, str]]], genome: Genom
     for line, row in block:
         where, name = f"{path}:{line}", row["chromosome"]
         contig = next((c for c in (name, f"chr{name}", name.removeprefix("chr")) if c in genome.contigs), name)
-        contigs.append(genome.contig_id(contig))
         if not row["position"].isdecimal():
             raise InputError(f"{where}: position {row['position'][:40]!r} is not a whole number")
         starts.append(int(row["position"]) - 1)
         refs.append(checked_reference(genome, contig, starts[-1], row["ref"], where))
+        contigs.append(genome.contig_id(contig))
         alts.append(allele(row["alt"], "ALT", where))
     return Variants(np.array(contigs, np.int32), np.array(starts, np.int64), refs, alts, [], {})
 

@@ -10,30 +10,31 @@ from typing import BinaryIO
 
 import pyfaidx
 
-from jaxgen.data.tables import LETTERS
+from jaxgen.data.tables import LETTERS, U_TO_T
 from jaxgen.errors import InputError
 
 _CHUNK = 1 << 22
 _LEGAL = LETTERS + LETTERS.lower() + b"Xx"  # X: an unknown base in some assemblies
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BGZF_EOF = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 
 
-def parse_fasta(path: str, write: Callable[[bytes], object]) -> dict[str, int]:
-    """Streams a FASTA: `write` gets the bases of all contigs in order, without line breaks, letters as written.
+def parse_fasta(path: str, write: Callable[[bytes], object]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Streams a FASTA: `write` gets the bases of all contigs in order, without line breaks, letters as written but T for U.
 
     Args:
         path: plain, gzip or bgzip FASTA (told apart by content, not by name).
         write: called with pieces of sequence.
 
     Returns:
-        contig name (first word of the header) -> length, in file order.
+        contig name (first word of the header) -> length, in file order; and notes of what was converted.
 
     Raises:
         InputError: see `jaxgen.data.genome.Genome.open`.
     """
     contigs: dict[str, int] = {}
     name: str | None = None
-    line, header = 1, b""
+    line, header, converted = 1, b"", 0
     in_header, at_line_start = False, True
     for chunk in _chunks(path):
         position = 0
@@ -56,6 +57,8 @@ def parse_fasta(path: str, write: Callable[[bytes], object]) -> dict[str, int]:
                 if name is None or bases.translate(None, _LEGAL):
                     raise _mistake(path, line, block, name)
                 contigs[name] += len(bases)
+                if uracils := bases.count(b"U") + bases.count(b"u"):
+                    bases, converted = bases.translate(U_TO_T), converted + uracils
                 write(bases)
             line += block.count(b"\n")
             at_line_start = block.endswith(b"\n")
@@ -66,7 +69,7 @@ def parse_fasta(path: str, write: Callable[[bytes], object]) -> dict[str, int]:
         raise InputError(f"{path}: empty FASTA file")
     if not contigs[name]:
         raise InputError(f"{path}:{line}: contig {name!r} has no sequence; the file may be truncated")
-    return contigs
+    return contigs, (f"{path}: {converted:,} U read as T",) if converted else ()
 
 
 def _contig(path: str, line: int, header: bytes, previous: str | None, contigs: dict[str, int]) -> str:
@@ -98,13 +101,15 @@ def _chunks(path: str) -> Iterator[bytes]:
     try:
         with open(path, "rb") as raw:
             magic = raw.read(18)
-            raw.seek(0)
+            raw.seek(len(_BYTE_ORDER_MARK) if magic.startswith(_BYTE_ORDER_MARK) else 0)
             if magic[:2] != b"\x1f\x8b":
                 while chunk := raw.read(_CHUNK):
                     yield chunk
                 return
             _check_bgzf(path, raw, magic)
             with gzip.GzipFile(fileobj=raw) as file:
+                if file.peek(len(_BYTE_ORDER_MARK)).startswith(_BYTE_ORDER_MARK):
+                    file.read(len(_BYTE_ORDER_MARK))
                 while chunk := file.read(_CHUNK):
                     yield chunk
     except (EOFError, gzip.BadGzipFile, zlib.error, struct.error) as error:
@@ -120,15 +125,18 @@ def _check_bgzf(path: str, raw: BinaryIO, magic: bytes) -> None:
         raw.seek(0)
 
 
-def check_fai(path: str, contigs: dict[str, int]) -> None:
+def check_fai(path: str, contigs: dict[str, int]) -> tuple[str, ...]:
     """Compares `<path>.fai`, where there is one, with the contigs of the FASTA itself.
+
+    Returns:
+        a note if the index is older than the FASTA although they agree.
 
     Raises:
         InputError: the index is unreadable, or names other contigs or lengths (usually because it is older than the FASTA).
     """
     index = f"{path}.fai"
     if not os.path.isfile(index):
-        return
+        return ()
     stale = "; the index is older than the FASTA" if os.path.getmtime(index) < os.path.getmtime(path) else ""
     remedy = f"{stale}; delete it or rebuild it with `samtools faidx`"
     listed = _read_index(index, remedy)
@@ -139,6 +147,7 @@ def check_fai(path: str, contigs: dict[str, int]) -> None:
             raise InputError(f"{index}: says {listed[name]} bases for contig {name!r}, but the FASTA has {length}{remedy}")
     if extra := listed.keys() - contigs.keys():
         raise InputError(f"{index}: lists contig {min(extra)!r}, which the FASTA does not have{remedy}")
+    return (f"{index}: older than the FASTA, though contigs and lengths agree; rebuild it with `samtools faidx`",) if stale else ()
 
 
 def _read_index(index: str, remedy: str) -> dict[str, int]:

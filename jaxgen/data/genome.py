@@ -2,7 +2,7 @@
 
 Store file, built once per FASTA: the bases of all contigs one after the other, then a JSON trailer (contigs, source stamp), its
 length as 8 little-endian bytes, and 8 bytes of magic. A base is the ASCII letter of the FASTA as written, so bit 0x20 of every
-byte IS the soft mask (lower case = repeat-masked) and `base & 0xDF` is the upper-case letter.
+byte IS the soft mask (lower case = repeat-masked) and `base & 0xDF` is the upper-case letter; U is stored as T.
 
 The trailer is the store's own index: its contig lengths come out of the pass that writes the bases, for plain gzip too (which
 pyfaidx refuses). A `.fai` next to the FASTA, read through pyfaidx, is checked against them; none is written.
@@ -21,7 +21,7 @@ import numpy as np
 from jaxgen.data.fasta import check_fai, parse_fasta
 from jaxgen.errors import InputError, nearest
 
-_MAGIC = b"jaxgenG1"
+_MAGIC = b"jaxgenG2"
 _EDGE = 1 << 16
 SOFT_MASK_BIT = np.uint8(0x20)
 
@@ -39,6 +39,7 @@ class Genome:
         contigs: contig name -> length in bases, in file order.
         bases: uint8 (total,), memory-mapped, all contigs one after the other.
         offsets: int64 (contigs + 1,), contig i is `bases[offsets[i]:offsets[i + 1]]`.
+        notes: what was found in the FASTA and converted, for people.
     """
 
     def __init__(self, path: str, store: Path):
@@ -49,6 +50,7 @@ class Genome:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.bases = np.frombuffer(mapped, np.uint8, count=size)
         self.contigs: dict[str, int] = dict(trailer["contigs"])
+        self.notes: tuple[str, ...] = tuple(trailer["notes"])
         self.offsets = np.concatenate([[0], np.cumsum(list(self.contigs.values()), dtype=np.int64)])
         self._ids = {name: i for i, name in enumerate(self.contigs)}
 
@@ -82,7 +84,7 @@ class Genome:
             except OSError as error:
                 raise InputError(f"{folder}: genome cache cannot be written ({error.strerror or error}); set JAXGEN_CACHE") from None
         genome = cls(path, store)
-        check_fai(path, genome.contigs)
+        genome.notes += check_fai(path, genome.contigs)
         return genome
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -197,8 +199,8 @@ def _build(path: str, store: Path, stamp: dict[str, Any]) -> None:
     temporary = store.with_name(f".{store.name}.{uuid.uuid4().hex}")  # processes that build at the same time do not meet
     try:
         with open(temporary, "wb", buffering=0) as out:
-            contigs = parse_fasta(path, out.write)
-            trailer = json.dumps({"stamp": stamp, "contigs": list(contigs.items())}).encode()
+            contigs, notes = parse_fasta(path, out.write)
+            trailer = json.dumps({"stamp": stamp, "contigs": list(contigs.items()), "notes": notes}).encode()
             out.write(trailer + len(trailer).to_bytes(8, "little") + _MAGIC)
         os.replace(temporary, store)
     finally:

@@ -60,7 +60,7 @@ def read_bed(path: str | os.PathLike) -> Bed:
     are not numeric and read start and end).
 
     Raises:
-        InputError: missing file, too few columns, text in a numeric column, end not after start, or no interval at all.
+        InputError: missing file, too few columns, text in a numeric column, a negative start, end not after start, or no interval at all.
     """
     contigs, starts, ends, splits, lines = [], [], [], [], []
     for number, text in enumerate(read_text(path).splitlines(), 1):
@@ -75,6 +75,8 @@ def read_bed(path: str | os.PathLike) -> Bed:
             if not field.strip().removeprefix("-").isdecimal():
                 raise InputError(f"{path}:{number}: {name} {field!r} is not an integer")
         start, end = int(fields[1]), int(fields[2])
+        if start < 0:
+            raise InputError(f"{path}:{number}: start {start} is negative; BED counts bases from 0")
         if end <= start:
             raise InputError(f"{path}:{number}: end {end} is not after start {start}")
         contigs.append(fields[0].strip())
@@ -111,29 +113,6 @@ def caduceus_windows(
     starts = np.maximum(np.minimum(starts, lengths - max_length), 0)
     invalid = lengths < max_length
     return starts, np.where(invalid, lengths, starts + max_length), invalid
-
-
-def hyenadna_windows(
-    contig_lengths: ArrayLike, bed_starts: ArrayLike, bed_ends: ArrayLike, max_length: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Window of each BED row in the original HyenaDNA pipeline.
-
-    A shorter interval is extended symmetrically to `max_length` (the odd base on the right), a longer one is cut to
-    start + max_length; then both are clipped at the contig ends.
-
-    Returns:
-        (starts, ends, left, right): int64 (n,); `left` and `right` count the bases lost to clipping, which the reference can
-        replace by '.'.
-    """
-    lengths = np.asarray(contig_lengths, np.int64)
-    starts, ends = np.asarray(bed_starts, np.int64), np.asarray(bed_ends, np.int64)
-    extra = np.maximum(max_length - (ends - starts), 0)
-    longer = ends - starts > max_length
-    starts, ends = starts - extra // 2, ends + (extra - extra // 2)
-    left, right = np.maximum(-starts, 0), np.maximum(ends - lengths, 0)
-    starts = np.maximum(starts, 0)
-    ends = np.where(longer, np.minimum(starts + max_length, lengths), np.minimum(ends, lengths))
-    return starts, ends, left, right
 
 
 class Windows(Protocol):
@@ -198,21 +177,6 @@ class CaduceusWindows:
         return self.contig_ids[rows], starts, ends
 
 
-class HyenaDNAWindows:
-    """The hg38 dataset of HyenaDNA: one window per BED row of a split; arguments and errors as for `CaduceusWindows`."""
-
-    def __init__(self, bed: Bed, contigs: Mapping[str, int], max_length: int, split: str):
-        rows = bed.take_split(split)
-        self.contig_ids, lengths = _contig_rows(rows, contigs)
-        self.starts, self.ends, _, _ = hyenadna_windows(lengths, rows.starts, rows.ends, max_length)
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return self.contig_ids[indices], self.starts[indices], self.ends[indices]
-
-
 class Tiles:
     """Parts of contigs tiled into windows that never cross their borders.
 
@@ -251,7 +215,7 @@ class BedTiles(Tiles):
 
     def __init__(self, bed: Bed, contigs: Mapping[str, int], length: int, split: str, stride: int = 0):
         rows = bed.take_split(split)
-        super().__init__(_contig_rows(rows, contigs)[0], np.maximum(rows.starts, 0), rows.ends, length, stride)
+        super().__init__(_contig_rows(rows, contigs)[0], rows.starts, rows.ends, length, stride)
 
 
 class TiledWindows(Tiles):

@@ -4,9 +4,12 @@
 `from_array_record(folder)` gives the task back with random access to its records.
 """
 
+import contextlib
 import functools
+import io
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,7 +100,9 @@ def to_array_record(task: Task, directory: str | os.PathLike) -> Path:
 
     tfds.disable_progress_bar()
     builder = _builder_class()(task=task, data_dir=os.path.abspath(directory), file_format="array_record")
-    builder.download_and_prepare()
+    # TFDS says on standard output what it downloads, which is nothing, into a folder that it leaves behind.
+    with tempfile.TemporaryDirectory() as empty, contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare(download_dir=empty)
     return folder
 
 

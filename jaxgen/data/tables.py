@@ -24,7 +24,7 @@ _DELIMITER_NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 LETTERS = b"ACGTUNRYSWKMBDHV"
 _LEGAL = LETTERS + LETTERS.lower()
 _GZIP = b"\x1f\x8b"
-_U_TO_T = bytes.maketrans(b"Uu", b"Tt")
+U_TO_T = bytes.maketrans(b"Uu", b"Tt")
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def check_sequences(
     converted = whole.count(b"U") + whole.count(b"u")
     if converted:
         notes.append(f"{path}: {converted} U read as T")
-        whole = whole.translate(_U_TO_T)
+        whole = whole.translate(U_TO_T)
     ambiguous = len(whole.translate(None, b"ACGTacgt\n"))
     if ambiguous:
         notes.append(f"{path}: {ambiguous} ambiguous bases (N and other IUPAC letters) kept")

@@ -98,12 +98,14 @@ def placements(adapter: Adapter, rows: Sequence[Row]) -> list[Placement]:
     """The layers that an adapter goes on, in the order of the key table `rows`.
 
     Raises:
-      InputError: a target that is no linear layer of the model, or `feedforward` that is no target.
+      InputError: a model without linear layers, a target that is none of them, or `feedforward` that is no target.
     """
     linear = {}
     for row in rows:
         if row.layout == LINEAR and isinstance(row.public, str) and "{" in row.public and not _HEAD.search(row.public):
             linear[row.public.removesuffix(".weight")] = tuple(name.removesuffix(".kernel") for name in row.parameters)
+    if not linear:
+        raise InputError(f"model.adapter={adapter.kind}: this model has no layers to adapt; set model.adapter=full, which trains all of it")
     for field, patterns in (("adapter_targets", adapter.targets), ("adapter_feedforward", adapter.feedforward)):
         for pattern in patterns:
             if not any(_ends(name, (pattern,)) for name in linear):

@@ -7,11 +7,10 @@ from ml_collections import ConfigDict
 
 from jaxgen.baselines.kmer import KmerClassifier
 from jaxgen.baselines.markov import MarkovModel
-from jaxgen.data.genome import Genome
 from jaxgen.data.intervals import TiledWindows
 from jaxgen.data.tasks import Task
 from jaxgen.errors import InputError
-from jaxgen.jobs.tasks import load_task
+from jaxgen.jobs.tasks import load_task, open_genome
 from jaxgen.jobs.training import say
 from jaxgen.train import metrics
 from jaxgen.train.logging import environment, write_result
@@ -31,7 +30,7 @@ def run(config: ConfigDict) -> int:
 def _markov(config: ConfigDict) -> dict[str, dict[str, float]]:
     """Per-base cross entropy of orders 0 ... `baseline.max_order` on the held-out parts; the training part is what pretraining sees."""
     d = config.data
-    genome = Genome.open(d.fasta, cache_dir=d.cache or None)
+    genome = open_genome(config)
     names, parts = list(genome.contigs), {}
     for split in ("train", "valid", "test"):
         windows = TiledWindows(genome.contigs, 1, split, d.holdout)

@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 
 from jaxgen.data import mutants
 from jaxgen.data.embeddings import EmbeddingFile, NamedSequences, read_named_sequences
-from jaxgen.data.genome import Genome
 from jaxgen.data.intervals import read_bed
 from jaxgen.data.mutants import HiddenTokens, Mutants
 from jaxgen.data.segments import STRANDS, Encoder, Plan, Segments, Step
@@ -25,6 +24,7 @@ from jaxgen.errors import InputError, nearest
 from jaxgen.heads.explainer import Explainer
 from jaxgen.jobs import training
 from jaxgen.jobs.inference import Batch, RowWriter, compiled, load, meet, run_plan, start_rows, tuned_head
+from jaxgen.jobs.tasks import open_genome
 from jaxgen.jobs.tokenizer import choose_tokenizer
 from jaxgen.jobs.training import ModelSpec, model_spec, open_workdir, say, sized_for
 from jaxgen.train import logo, plots
@@ -111,7 +111,7 @@ def _read(config: ConfigDict) -> NamedSequences:
     else:
         if not config.data.fasta:
             raise InputError(f"data.path={path} has regions of a genome: give it with --config.data.fasta=FILE")
-        bed, genome = read_bed(path), Genome.open(config.data.fasta, cache_dir=config.data.cache or None)
+        bed, genome = read_bed(path), open_genome(config)
         ids = [f"{contig}:{start}-{end}" for contig, start, end in zip(bed.contigs, bed.starts, bed.ends)]
         if len(set(ids)) < len(ids):
             raise InputError(f"{path}: {next(name for name in ids if ids.count(name) > 1)} stands there twice")

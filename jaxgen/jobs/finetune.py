@@ -12,7 +12,7 @@ from jaxgen.errors import InputError, nearest
 from jaxgen.heads.decoder import SequenceHead
 from jaxgen.heads.predictor import DirectPredictor, SequencePredictor
 from jaxgen.jobs.tasks import load_task
-from jaxgen.jobs.tokenizer import choose_tokenizer, with_vocabulary
+from jaxgen.jobs.tokenizer import check_known, choose_tokenizer, with_vocabulary
 from jaxgen.jobs.training import Run, limited, model_spec, open_workdir, say, sized_for, train
 from jaxgen.models.family import Family
 from jaxgen.train import objectives
@@ -40,6 +40,7 @@ def prepare(config: ConfigDict) -> Run:
 
     spec = with_vocabulary(config, model_spec(config))
     tokenizer = choose_tokenizer(config, spec, task.splits["train"].sequences)
+    check_known(tokenizer, task.splits["train"].sequences, task.name)
     max_length = d.max_length or min(
         token_length(task.splits["train"].sequences, tokenizer, spec.family.special_tokens, both_strands=d.rc_aug), task.length or 2**62
     )

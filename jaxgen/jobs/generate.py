@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from jaxgen.data.embeddings import read_named_sequences
 from jaxgen.data.sequences import Sequences
+from jaxgen.data.tables import LETTERS, check_sequences
 from jaxgen.errors import InputError
 from jaxgen.heads.generation import generate
 from jaxgen.jobs import training
@@ -110,13 +111,24 @@ def _sequences(config: ConfigDict) -> tuple[list[str], Sequences, str]:
     if d.path and config.generate.prompt:
         raise InputError("generate.prompt and data.path are both set; give prompts in one of them")
     if config.generate.prompt:
-        return ["prompt"], Sequences.from_list([config.generate.prompt.encode("ascii", "replace")]), "generate.prompt"
+        return ["prompt"], Sequences.from_list([_prompt(config.generate.prompt)]), "generate.prompt"
     if not d.path:
         raise InputError("no prompt: set --config.generate.prompt=ACGT, or data.path to a table or FASTA")
     data = read_named_sequences(d.path, e.id_column, d.sequence_column, e.duplicates)
     for note in data.notes:
         say(f"note: {note}")
     return data.ids, data.sequences, d.path
+
+
+def _prompt(text: str) -> bytes:
+    """`generate.prompt` as sequences of files are read."""
+    for place, letter in enumerate(text, 1):
+        if letter.upper() not in LETTERS.decode():
+            raise InputError(f"generate.prompt={text!r}: letter {place}, {letter!r}, is not a base; give some of {LETTERS.decode()}")
+    (sequence,), _, _, notes = check_sequences("generate.prompt", [text], [1], "prompt", [])
+    for note in notes:
+        say(f"note: {note}")
+    return sequence
 
 
 def _model(config: ConfigDict) -> ModelSpec:

@@ -6,12 +6,12 @@ from ml_collections import ConfigDict
 
 from jaxgen.data import downloads, gene_windows
 from jaxgen.data.eqtl_table import split_eqtl_table
-from jaxgen.data.genome import Genome, cache_root
+from jaxgen.data.genome import cache_root
 from jaxgen.data.records import records_folder, to_array_record
 from jaxgen.data.tasks.suite import card_of, members_in
 from jaxgen.data.tasks.suites import SUITES
 from jaxgen.errors import InputError
-from jaxgen.jobs.tasks import load_task
+from jaxgen.jobs.tasks import load_task, open_genome
 from jaxgen.jobs.training import say
 
 
@@ -26,7 +26,7 @@ def run(config: ConfigDict) -> int:
     if not d.fasta and not d.task:
         raise InputError("nothing to prepare: give --config.data.fasta=GENOME.fa or --config.data.task=table --config.data.path=FOLDER")
     if d.fasta:
-        genome = Genome.open(d.fasta, cache_dir=d.cache or None)
+        genome = open_genome(config)
         say(f"{d.fasta}: {len(genome.contigs)} contigs, {sum(genome.contigs.values()):,} bases, ready in the genome store")
         if d.gtf:
             if not config.workdir:

@@ -13,6 +13,7 @@ from jaxgen.data.intervals import Bed, BedTiles, CaduceusWindows, TiledWindows, 
 from jaxgen.data.pipeline import BatchSource, GenomeWindows, StagedIterator, TokenWindows, eval_batches, train_loader
 from jaxgen.errors import InputError
 from jaxgen.heads.predictor import LanguageModel
+from jaxgen.jobs.tasks import open_genome
 from jaxgen.jobs.tokenizer import choose_tokenizer, with_vocabulary
 from jaxgen.jobs.training import ModelSpec, Run, limited, model_spec, open_workdir, say, sized_for, train
 from jaxgen.tokenizers.base import Tokenizer
@@ -38,7 +39,7 @@ def run(config: ConfigDict) -> int:
     stages = _stages(config)
     spec = with_vocabulary(config, model_spec(config))
     objective = _objective(config, spec)
-    genome = Genome.open(d.fasta, cache_dir=d.cache or None)
+    genome = open_genome(config)
     corpus = Corpus(config, genome, read_bed(d.bed) if d.bed else None, objective)
     tokenizer = corpus.tokenizer(spec)
     spec = _sized(config, spec, tokenizer)

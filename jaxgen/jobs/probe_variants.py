@@ -17,13 +17,13 @@ from jaxgen.baselines.variant_svm import BUCKETS, Bucket, Features, Protocol
 from jaxgen.data.augment import reverse_complement
 from jaxgen.data.embeddings import EmbeddingFile
 from jaxgen.data.eqtl import EqtlSplit, encode_tissues, load_eqtl
-from jaxgen.data.genome import Genome
 from jaxgen.data.simulated_eqtl import simulate_eqtl
 from jaxgen.data.variants import variant_index
 from jaxgen.errors import InputError
 from jaxgen.heads.variant import VariantEmbedder
 from jaxgen.jobs import training
 from jaxgen.jobs.inference import compiled, first_row, load, meet, run_in_order, start_rows, variant_model
+from jaxgen.jobs.tasks import open_genome
 from jaxgen.jobs.training import ModelSpec, open_workdir, say, sized_for
 from jaxgen.tokenizers import Tokenizer
 from jaxgen.train.logging import environment, write_arrays, write_result
@@ -181,7 +181,7 @@ def _protocol(config: ConfigDict, spec: ModelSpec) -> Protocol:
 def _data(config: ConfigDict) -> tuple[dict[str, EqtlSplit], float]:
     """Both splits, and the attainable AUROC of simulated ones (else NaN); notes are printed."""
     if config.data.path:
-        genome = Genome.open(config.data.fasta, cache_dir=config.data.cache or None) if config.data.fasta else None
+        genome = open_genome(config) if config.data.fasta else None
         splits, attainable = load_eqtl(config.data.path, config.probe.length, genome), math.nan
     else:
         options = {name: value for name, value in config.probe.simulated.to_dict().items() if name != "window"}

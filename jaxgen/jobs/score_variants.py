@@ -17,11 +17,12 @@ from jaxgen.data.augment import reverse_complement
 from jaxgen.data.embeddings import EmbeddingFile
 from jaxgen.data.genome import Genome
 from jaxgen.data.segments import STRANDS
-from jaxgen.data.variants import Variants, allele_windows, annotate_vcf, read_variants
+from jaxgen.data.variants import Variants, allele_windows, annotate_vcf, longest_allele, read_variants
 from jaxgen.errors import InputError, nearest
 from jaxgen.heads.variant import VariantScorer
 from jaxgen.jobs import training
 from jaxgen.jobs.inference import compiled, first_row, load, run_in_order, start_rows, tuned_head, variant_model
+from jaxgen.jobs.tasks import open_genome
 from jaxgen.jobs.training import ModelSpec, open_workdir, say, sized_for
 from jaxgen.tokenizers import Tokenizer
 from jaxgen.train.logging import environment, write_atomic, write_result
@@ -44,10 +45,12 @@ def run(config: ConfigDict) -> int:
             raise InputError(f"{field} is empty: give --config.{field}=FILE")
     if v.strand not in STRANDS:
         raise InputError(f"variants.strand={v.strand!r}{nearest(v.strand, STRANDS)}")
-    genome = Genome.open(config.data.fasta, cache_dir=config.data.cache or None)
-    variants = read_variants(v.vcf, genome)
+    longest = longest_allele(v.length, v.shifts)
+    genome = open_genome(config)
+    variants = read_variants(v.vcf, genome, longest)
     if not len(variants):
-        raise InputError(f"{v.vcf}: no variants to score")
+        left_out = "; ".join(f"{count} left out: {reason}" for reason, count in variants.skipped.items())
+        raise InputError(f"{v.vcf}: no variants to score ({left_out or 'it has no records'})")
     for reason, count in variants.skipped.items():
         say(f"note: {count} alleles left out: {reason}")
     mesh = training.make_mesh(config.mesh)
@@ -83,7 +86,7 @@ def run(config: ConfigDict) -> int:
     names = [*SCORES, *(f"{allele}_{i}" for allele in ("ref", "alt") for i in range(outputs))]
     write_atomic(folder / FILE, _table(genome, variants, names, values))
     if v.write_vcf:
-        annotate_vcf(v.vcf, folder / VCF, names, values)
+        annotate_vcf(v.vcf, folder / VCF, genome, variants, names, values)
     missing = int(np.isnan(values[:, 0]).sum())
     if missing:
         say(

@@ -1,14 +1,16 @@
-"""The task that a config names."""
+"""The data that a config names, with what there is to say of them."""
 
 from ml_collections import ConfigDict
 
 from jaxgen.data import tasks
+from jaxgen.data.genome import Genome
 from jaxgen.data.tasks import Task
+from jaxgen.data.tasks.suites import SUITES
 from jaxgen.jobs.training import say
 
 
 def load_task(config: ConfigDict) -> Task:
-    """The task of `data.task`, read from `data.path` where it reads files; its notes are printed.
+    """The task of `data.task`, read from `data.path` where it reads files; its notes and the licence of its suite are printed.
 
     A config that trains on simulated data by default trains on `data.path` once that is given.
     """
@@ -20,4 +22,15 @@ def load_task(config: ConfigDict) -> Task:
     task = tasks.get(name, seed=config.seed if d.split_seed < 0 else d.split_seed, **options)
     for note in task.notes:
         say(f"note: {note}")
+    suite = SUITES.get(task.name.partition("/")[0])
+    if suite:
+        say(f"{task.name}: {suite.title}, licence: {suite.licence}")
     return task
+
+
+def open_genome(config: ConfigDict) -> Genome:
+    """The genome of `data.fasta`; its notes are printed."""
+    genome = Genome.open(config.data.fasta, cache_dir=config.data.cache or None)
+    for note in genome.notes:
+        say(f"note: {note}")
+    return genome

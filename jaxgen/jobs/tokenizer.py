@@ -4,10 +4,12 @@ import dataclasses
 import re
 from collections.abc import Iterable
 
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from jaxgen import tokenizers
+from jaxgen.data.sequences import Sequences
 from jaxgen.errors import InputError
 from jaxgen.jobs.training import ModelSpec, say
 from jaxgen.tokenizers import Tokenizer
@@ -74,6 +76,27 @@ def choose_tokenizer(config: ConfigDict, spec: ModelSpec, sequences: Iterable[by
             f"set model.config.vocab_size={tokenizer.vocab_size} to train it from scratch"
         )
     return tokenizer
+
+
+def check_known(tokenizer: Tokenizer, sequences: Sequences, task: str) -> None:
+    """Whether the tokenizer can read the training split, judged by up to 1,000 of its sequences.
+
+    Raises:
+      InputError: more than half of the tokens are unknown; nothing could be learned from them.
+    """
+    some = [sequences[i] for i in np.linspace(0, len(sequences) - 1, min(len(sequences), 1000)).astype(int)]
+    share = _unknown(tokenizer, some)
+    if share <= 0.5:
+        return
+    case = _unknown(tokenizer, [text.upper() for text in some]) <= 0.5
+    remedy = "reads upper case only; write the sequences in upper case" if case else "does not know most of their letters; are they DNA?"
+    raise InputError(f"{task}: {share:.0%} of the tokens of the training split are unknown: the tokenizer {tokenizer.name!r} {remedy}")
+
+
+def _unknown(tokenizer: Tokenizer, texts: list[bytes]) -> float:
+    """Share of unknown ids."""
+    ids = np.concatenate([tokenizer.encode(text, add_special_tokens=False) for text in texts])
+    return float(np.mean(ids == tokenizer.unk_id)) if len(ids) and tokenizer.unk_id is not None else 0.0
 
 
 def _learn(name: str, vocab_size: int, sequences: Iterable[bytes]) -> Tokenizer:

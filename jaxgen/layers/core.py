@@ -31,6 +31,11 @@ def uniform_fan_in(fan_in: int) -> Initializer:
 zeros, ones = nnx.initializers.zeros, nnx.initializers.ones
 
 
+def padded_size(size: int, multiple: int) -> int:
+    """`size` rounded up to a multiple."""
+    return -(-size // multiple) * multiple
+
+
 def param(rngs: nnx.Rngs, init: Initializer, shape: tuple[int, ...], axes: tuple[str | None, ...], *, decay: bool = True) -> nnx.Param:
     """A trained parameter with the logical names of its axes and its weight-decay group."""
     return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes, decay=decay)

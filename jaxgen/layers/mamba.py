@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxgen.errors import InputError, nearest
-from jaxgen.layers.core import CausalDepthwiseConv, Initializer, Linear, ones, param, uniform_fan_in
+from jaxgen.layers.core import CausalDepthwiseConv, Initializer, Linear, ones, padded_size, param, uniform_fan_in
 from jaxgen.ops.selective_scan import selective_scan, selective_scan_step
 
 STRATEGIES = ("add", "ew_multiply")
@@ -62,7 +62,7 @@ class BackboneConfig(MixerConfig):
     @property
     def n_tokens(self) -> int:
         """Rows of the embedding: the vocabulary padded to a multiple."""
-        return -(-self.vocab_size // self.pad_vocab_size_multiple) * self.pad_vocab_size_multiple
+        return padded_size(self.vocab_size, self.pad_vocab_size_multiple)
 
     @property
     def mixer(self) -> MixerConfig:

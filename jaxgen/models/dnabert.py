@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from jaxgen.checkpoints import bert_format
-from jaxgen.checkpoints.key_table import Row
+from jaxgen.checkpoints.key_table import Row, linear_rows, norm_rows
 from jaxgen.layers import bert
 from jaxgen.layers.attention import SelfAttention
 from jaxgen.layers.core import LayerNorm, Linear, dropout, normal
@@ -70,12 +70,12 @@ def key_table(config: Config) -> tuple[Row, ...]:
     """Public names (see `bert_format`) <-> ours; `{i}` is the layer."""
     layer, rows = "encoder.layer.{i}.", bert_format.shared_rows(config, config.max_positions)
     for name in ("query", "key", "value"):
-        rows += bert_format.linear_rows(f"{layer}attention.self.{name}", f"blocks.attention.{name}")
-    rows += bert_format.linear_rows(layer + "attention.output.dense", "blocks.attention.out")
-    rows += bert_format.norm_rows(layer + "attention.output.LayerNorm", "blocks.attention_norm")
-    rows += bert_format.linear_rows(layer + "intermediate.dense", "blocks.fc1")
-    rows += bert_format.linear_rows(layer + "output.dense", "blocks.fc2")
-    rows += bert_format.norm_rows(layer + "output.LayerNorm", "blocks.norm")
+        rows += linear_rows(f"{layer}attention.self.{name}", f"blocks.attention.{name}")
+    rows += linear_rows(layer + "attention.output.dense", "blocks.attention.out")
+    rows += norm_rows(layer + "attention.output.LayerNorm", "blocks.attention_norm")
+    rows += linear_rows(layer + "intermediate.dense", "blocks.fc1")
+    rows += linear_rows(layer + "output.dense", "blocks.fc2")
+    rows += norm_rows(layer + "output.LayerNorm", "blocks.norm")
     return tuple(rows)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from jaxgen.checkpoints import bert_format
-from jaxgen.checkpoints.key_table import LINEAR, Row
+from jaxgen.checkpoints.key_table import LINEAR, Row, linear_rows, norm_rows
 from jaxgen.layers import bert
 from jaxgen.layers.alibi import alibi_slopes
 from jaxgen.layers.attention import SelfAttention
@@ -78,10 +78,10 @@ def key_table(config: Config) -> tuple[Row, ...]:
         Row(layer + "attention.self.Wqkv.bias", tuple(name + ".bias" for name in qkv)),
         Row(layer + "mlp.gated_layers.weight", ("blocks.gate.kernel", "blocks.up.kernel"), LINEAR, axis=1),
     ]
-    rows += bert_format.linear_rows(layer + "attention.output.dense", "blocks.attention.out")
-    rows += bert_format.norm_rows(layer + "attention.output.LayerNorm", "blocks.attention_norm")
-    rows += bert_format.linear_rows(layer + "mlp.wo", "blocks.down")
-    rows += bert_format.norm_rows(layer + "mlp.layernorm", "blocks.norm")
+    rows += linear_rows(layer + "attention.output.dense", "blocks.attention.out")
+    rows += norm_rows(layer + "attention.output.LayerNorm", "blocks.attention_norm")
+    rows += linear_rows(layer + "mlp.wo", "blocks.down")
+    rows += norm_rows(layer + "mlp.layernorm", "blocks.norm")
     return tuple(rows)
 
 

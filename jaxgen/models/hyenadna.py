@@ -17,7 +17,7 @@ from flax import nnx
 
 from jaxgen.checkpoints.key_table import LINEAR, Row, strip_prefix
 from jaxgen.errors import InputError
-from jaxgen.layers.core import Buffer, CausalDepthwiseConv, Embedding, LayerNorm, Linear, dropout, normal, param
+from jaxgen.layers.core import Buffer, CausalDepthwiseConv, Embedding, LayerNorm, Linear, dropout, normal, padded_size, param
 from jaxgen.layers.output import Output
 from jaxgen.layers.stack import make_stack, scan_stack
 from jaxgen.models.family import Family
@@ -55,7 +55,7 @@ class Config:
     @property
     def n_tokens(self) -> int:
         """Rows of the embedding: the vocabulary padded to a multiple."""
-        return -(-self.vocab_size // self.pad_vocab_size_multiple) * self.pad_vocab_size_multiple
+        return padded_size(self.vocab_size, self.pad_vocab_size_multiple)
 
 
 def _size(d_model: int, n_layer: int, length: int, remat: str = "none") -> Config:

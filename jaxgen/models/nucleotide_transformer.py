@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxgen.checkpoints.key_table import LINEAR, Row, current_norm_names, strip_prefix
+from jaxgen.checkpoints.key_table import LINEAR, Row, current_norm_names, linear_rows, norm_rows, strip_prefix
 from jaxgen.errors import InputError
 from jaxgen.layers.attention import SelfAttention
 from jaxgen.layers.core import Embedding, Initializer, LayerNorm, Linear, dropout, normal
@@ -294,15 +294,6 @@ def public_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return renamed
 
 
-def _linear(public: str, ours: str, bias: bool = True) -> list[Row]:
-    rows = [Row(public + ".weight", ours + ".kernel", LINEAR), Row(public + ".bias", ours + ".bias")]
-    return rows if bias else rows[:1]
-
-
-def _norm(public: str, ours: str) -> list[Row]:
-    return [Row(public + ".weight", ours + ".scale"), Row(public + ".bias", ours + ".bias")]
-
-
 def key_table(config: Config) -> tuple[Row, ...]:
     """Names of the hub's state dict, without `esm.`, <-> ours; `{i}` is the layer."""
     attention = _LAYER + "attention."
@@ -318,22 +309,22 @@ def key_table(config: Config) -> tuple[Row, ...]:
         Row("contact_head.regression.bias", None),
     ]
     if config.norm_embeddings:
-        rows += _norm("embeddings.layer_norm", "embedding_norm")
-    rows += _norm(attention + "LayerNorm", "blocks.attention_norm") + _norm(_LAYER + "LayerNorm", "blocks.ffn_norm")
+        rows += norm_rows("embeddings.layer_norm", "embedding_norm")
+    rows += norm_rows(attention + "LayerNorm", "blocks.attention_norm") + norm_rows(_LAYER + "LayerNorm", "blocks.ffn_norm")
     for name in ("query", "key", "value"):
-        rows += _linear(f"{attention}self.{name}", f"blocks.attention.{name}")
-    rows += _linear(attention + "output.dense", "blocks.attention.out")
+        rows += linear_rows(f"{attention}self.{name}", f"blocks.attention.{name}")
+    rows += linear_rows(attention + "output.dense", "blocks.attention.out")
     if config.gated:
         rows.append(Row(_LAYER + "intermediate.dense.weight", ("blocks.gate.kernel", "blocks.up.kernel"), LINEAR, axis=1))
         if config.ffn_bias:
             rows.append(Row(_LAYER + "intermediate.dense.bias", ("blocks.gate.bias", "blocks.up.bias")))
     else:
-        rows += _linear(_LAYER + "intermediate.dense", "blocks.up", config.ffn_bias)
-    rows += _linear(_LAYER + "output.dense", "blocks.down", config.ffn_bias)
-    rows += _norm("encoder.emb_layer_norm_after", "norm")
+        rows += linear_rows(_LAYER + "intermediate.dense", "blocks.up", config.ffn_bias)
+    rows += linear_rows(_LAYER + "output.dense", "blocks.down", config.ffn_bias)
+    rows += norm_rows("encoder.emb_layer_norm_after", "norm")
     if config.num_labels:
-        return (*rows, *_linear("classifier.dense", "classifier.dense"), *_linear("classifier.out_proj", "classifier.out"))
-    rows += _linear("lm_head.dense", "lm_head.dense") + _norm("lm_head.layer_norm", "lm_head.norm")
+        return (*rows, *linear_rows("classifier.dense", "classifier.dense"), *linear_rows("classifier.out_proj", "classifier.out"))
+    rows += linear_rows("lm_head.dense", "lm_head.dense") + norm_rows("lm_head.layer_norm", "lm_head.norm")
     tied_to = "embeddings.word_embeddings.weight"
     rows.append(Row("lm_head.decoder.weight", "lm_head.decoder.kernel", LINEAR, tied_to=tied_to))
     return (*rows, Row("lm_head.bias", "lm_head.decoder.bias", also_public=("lm_head.decoder.bias",)))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -145,7 +146,12 @@ def export(model: Pretrained | nnx.Module, directory: str | Path) -> Path:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     write_safetensors(directory / "model.safetensors", tensors, {"format": "pt"})
-    (directory / "config.json").write_text(json.dumps(family.write_config(config), indent=2) + "\n")
+    temporary = directory / f".config.json.{os.getpid()}.tmp"
+    try:
+        temporary.write_text(json.dumps(family.write_config(config), indent=2) + "\n")
+        temporary.replace(directory / "config.json")
+    finally:
+        temporary.unlink(missing_ok=True)
     if pretrained and pretrained.tokenizer is not None:
         pretrained.tokenizer.save(directory)
     return directory

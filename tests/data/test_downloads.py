@@ -105,7 +105,9 @@ def prepare(hub: FakeHub, tmp_path: Path, task: str = "gue/tf_0") -> subprocess.
 def test_a_suite_comes_from_the_hub_once(hub, tmp_path):
     done = prepare(hub, tmp_path)
     assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
     assert "400 train, 400 dev, 400 test" in done.stderr
+    assert "gue/tf_0: GUE, licence: Apache-2.0" in done.stderr
     assert "gue/tf_0: 400 train rows, 32,378 in the published files" in done.stderr
     root = downloads.suites_root(str(tmp_path / "cache"))
     assert f"--config.data.path={root}" in done.stderr

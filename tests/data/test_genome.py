@@ -49,8 +49,20 @@ def test_contigs_bases_and_mask(small, cache):
 def test_chunk_borders_do_not_matter(small, chunk, monkeypatch):
     monkeypatch.setattr(fasta, "_CHUNK", chunk)
     pieces = []
-    assert parse_fasta(str(small), pieces.append) == {"chr1": 14, "chr2": 6, "chr3": 1}
+    assert parse_fasta(str(small), pieces.append) == ({"chr1": 14, "chr2": 6, "chr3": 1}, ())
     assert b"".join(pieces) == b"ACGTNacgtnRYAAGGGGCCT"
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize("chunk", [1, 1000])
+def test_byte_order_mark_and_rna(tmp_path, cache, monkeypatch, pack, chunk):
+    monkeypatch.setattr(fasta, "_CHUNK", chunk)
+    path = tmp_path / "rna.fa"
+    path.write_bytes(pack(b"\xef\xbb\xbf>a\nACGU\nuUT\n"))
+    for _ in range(2):  # the notes are those of the store too
+        genome = Genome.open(path)
+        assert genome.fetch("a").tobytes() == b"ACGTtTT"
+        assert genome.notes == (f"{path}: 3 U read as T",)
 
 
 def test_gzip_is_told_by_content(small, cache):
@@ -177,6 +189,15 @@ def test_disagreeing_index(small, cache, fai, message):
     with pytest.raises(InputError, match=message) as error:
         Genome.open(small)
     assert "older than the FASTA; delete it" in str(error.value)
+
+
+def test_an_old_index_that_agrees_is_noted(small, cache):
+    index = small.with_name("g.fa.fai")
+    index.write_text("chr1\t14\t12\t10\t11\nchr2\t6\t0\t4\t6\nchr3\t1\t0\t1\t1\n")
+    assert Genome.open(small).notes == ()
+    os.utime(index, (0, 0))
+    (note,) = Genome.open(small).notes
+    assert note.startswith(f"{index}: older than the FASTA")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxgen.data.intervals import CaduceusWindows, HyenaDNAWindows, TiledWindows, caduceus_windows, hyenadna_windows, read_bed
+from jaxgen.data.intervals import CaduceusWindows, TiledWindows, caduceus_windows, read_bed
 from jaxgen.errors import InputError
 
 
@@ -75,26 +75,6 @@ def test_caduceus_windows_number_all_shifts(tmp_path):
     assert contigs.tolist() == [1] * 4
     assert starts.tolist() == [100, 100 + (1 << 19), 7, 7 + (1 << 19)]
     assert (ends - starts == 1 << 19).all()
-
-
-@pytest.mark.parametrize(
-    ("start", "end", "expected"),
-    [
-        (100, 110, (95, 115, 0, 0)),  # extended by 5 and 5
-        (100, 109, (95, 115, 0, 0)),  # 11 missing: 5 left, 6 right
-        (2, 8, (0, 15, 5, 0)),
-        (990, 1000, (985, 1000, 0, 5)),
-        (100, 200, (100, 120, 0, 0)),  # cut
-    ],
-)
-def test_hyenadna_windows(start, end, expected):
-    assert tuple(int(x[0]) for x in hyenadna_windows([1000], [start], [end], 20)) == expected
-
-
-def test_hyenadna_interval_outside(tmp_path):
-    bed = read_bed(bed_file(tmp_path, "chr1\t100000\t100010\ttrain\n"))
-    with pytest.raises(InputError, match="ends at 100010, outside contig 'chr1'"):
-        HyenaDNAWindows(bed, {"chr1": 1000}, 16, "train")
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=4), st.integers(1, 60), st.sampled_from([0.0, 0.1, 0.3]))

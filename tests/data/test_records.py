@@ -16,9 +16,11 @@ def small(**options):
     return tasks.get("simulated_promoters", train=30, dev=5, test=5, **options)
 
 
-def test_round_trip_with_random_access(tmp_path):
+def test_round_trip_with_random_access(tmp_path, capsys):
     task = small()
     to_array_record(task, tmp_path)
+    assert capsys.readouterr().out == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["jaxgen_task"]
     again = from_array_record(tmp_path)
     assert (again.name, again.target, again.simulated, again.attainable) == (task.name, task.target, True, task.attainable)
     for name, examples in task.splits.items():

@@ -136,6 +136,11 @@ def test_model_fields(refused, table, fields, words):
     refused(helpers.hyenadna(table, **fields), *words)
 
 
+@pytest.mark.parametrize("adapter", ["ia3", "lora"])
+def test_a_model_without_layers_to_adapt(refused, table, adapter):
+    refused(helpers.cnn(table, model__adapter=adapter), f"model.adapter={adapter}: this model has no layers to adapt")
+
+
 # Tables -------------------------------------------------------------------------------------------------------------------------
 
 
@@ -170,6 +175,16 @@ def test_tables(refused, tmp_path, content, words):
     refused(helpers.cnn(folder), *words)
 
 
+@pytest.mark.parametrize(("model", "tokenizer"), [("cnn_smoke", "'character'"), ("dnabert_smoke", "'dnabert'"), ("nt_v2_smoke", "'nt")])
+def test_lower_case_for_a_tokenizer_that_does_not_know_it(refused, table, tmp_path, model, tokenizer):
+    lower = tmp_path / "lower"
+    lower.mkdir()
+    for file in table.iterdir():
+        (lower / file.name).write_text(file.read_text().lower())
+    words = ["100% of the tokens of the training split are unknown", tokenizer, "upper case"]
+    refused([f"--config=configs/finetune.py:{model},table", f"--config.data.path={lower}"], *words)
+
+
 def test_label_that_training_never_saw(refused, table, tmp_path):
     folder = Path(shutil.copytree(table, tmp_path / "data"))
     with open(folder / "test.csv", "a") as file:
@@ -198,6 +213,7 @@ def test_truncated_gzip(refused, tmp_path):
     [
         ("c9\t0\t64\ttrain\n", ["x.bed:1", "c9"]),
         ("c1\t5990\t6054\ttrain\nc1\t0\t64\tvalid\nc2\t0\t64\ttest\n", ["x.bed:1", "6054", "c1"]),
+        ("c1\t0\t64\ttrain\nc1\t-5\t64\tvalid\n", ["x.bed:2", "start -5 is negative"]),
         ("c1\tstart\t64\ttrain\n", ["x.bed:1", "start"]),
         ("c1\t0\t64\ttrian\n", ["trian"]),
         ("", ["x.bed"]),

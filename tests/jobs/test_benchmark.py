@@ -2,6 +2,7 @@
 
 import csv
 import json
+import operator
 import re
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 
 from jaxgen.config import load_config
 from jaxgen.data.tasks.published import published
+from jaxgen.data.tasks.suites import SUITES
 from jaxgen.errors import InputError
 from jaxgen.jobs import benchmark
+from jaxgen.jobs.benchmark_runs import plan
 from jaxgen.train.benchmark_report import Score, TaskFacts, average_ranks, latex, paired_tests, summarise
 
 TASKS = ("gue/tf_0",)
@@ -104,6 +107,42 @@ def test_mistakes_are_found_before_anything_runs(root, tmp_path, fields, message
     with pytest.raises(InputError, match=re.escape(message)):
         benchmark.run(config(root, tmp_path / "w", **fields))
     assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("variant", "model", "task", "expected"),
+    [
+        ("gue", "dnabert2_117m", "prom_core_all", {"epochs": 4, "batch_size": 8, "learning_rate": 3e-5, "data.max_length": 20}),
+        ("gue", "dnabert2_117m", "prom_core_tata", {"epochs": 10, "eval_every": 200, "schedule.warmup_steps": 50}),
+        ("gue", "dnabert2_117m", "mouse_2", {"epochs": 0, "steps": 1000, "schedule.warmup_steps": 30, "data.max_length": 30}),
+        ("gue", "dnabert2_117m", "virus_covid", {"epochs": 8, "batch_size": 32, "data.max_length": 256}),
+        ("gue", "dnabert_6mer", "virus_covid", {"epochs": 9, "batch_size": 32, "data.max_length": 512}),
+        ("gue", "nt_v1_500m_human_ref", "tf_0", {"epochs": 3, "model.adapter": "lora", "model.adapter_rank": 8, "model.adapter_alpha": 16}),
+        ("gue", "nt_v2_500m", "mouse_0", {"epochs": 6, "steps": 0, "batch_size": 32, "model.adapter": "full", "learning_rate": 1e-4}),
+        ("gue", "gpt_neo_125m", "mouse_0", {"epochs": 4, "steps": 0, "batch_size": 8, "learning_rate": 3e-5}),
+        ("gue", "mamba_smoke", "tf_0", {"epochs": 10, "batch_size": 128, "learning_rate": 1e-3, "data.rc_aug": True}),
+        ("gue,study", "mamba_smoke", "tf_0", {"epochs": 10, "batch_size": 128, "learning_rate": 2e-4, "data.rc_aug": True}),
+        ("gue,study", "mamba_bpe=mamba_smoke", "tf_0", {"learning_rate": 1e-4}),
+        ("genomic_benchmarks", "dnabert2_117m", "human_or_worm", {"epochs": 4, "batch_size": 32, "eval_every": 400, "select": "loss"}),
+        ("genomic_benchmarks", "gpt_neo_125m", "human_or_worm", {"epochs": 4, "batch_size": 8, "learning_rate": 1e-4}),
+        ("genomic_benchmarks,study", "gpt_neo_125m", "human_or_worm", {"learning_rate": 3e-5}),
+        ("nt_revised", "nt_v2_500m", "H3K9ac", {"epochs": 3, "batch_size": 8, "learning_rate": 3e-5, "model.adapter": "lora"}),
+        ("nt_revised", "dnabert2_117m", "H3K9ac", {"epochs": 10, "batch_size": 8, "data.max_length": 0}),
+        ("nt_revised", "dnabert_6mer", "splice_sites_donors", {"epochs": 3, "batch_size": 32, "data.max_length": 512}),
+        ("nt_revised", "caduceus_ph_1k", "H3K9ac", {"epochs": 20, "learning_rate": 1e-3, "data.conjoin_eval": True}),
+        ("nt,study", "caduceus_ps_1k", "H3K9ac", {"epochs": 20, "learning_rate": 1e-3, "data.conjoin_eval": False}),
+        ("nt", "cnn", "H3K9ac", {"epochs": 20, "batch_size": 64, "learning_rate": 1e-3, "data.rc_aug": False}),
+    ],
+)
+def test_published_settings_of_one_model_on_one_task(variant, model, task, expected):
+    """Values stated by the public scripts, see the comments of the config."""
+    suite, name = variant.split(",")[0], next(name for name in SUITES[variant.split(",")[0]].tasks if task in name)
+    given = [("benchmark.models", model), ("benchmark.tasks", f"{suite}/{name}"), ("benchmark.seeds", "1"), ("workdir", "/nowhere")]
+    (cell,) = plan(load_config(f"configs/benchmark.py:{variant}", given))
+    found = {
+        field: operator.attrgetter(field if "." in field.replace("schedule.", "") else f"train.{field}")(cell.config) for field in expected
+    }
+    assert found == expected
 
 
 def test_a_slurm_array_takes_shares(monkeypatch):

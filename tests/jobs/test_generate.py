@@ -49,6 +49,8 @@ def test_a_prompt_of_the_config(tmp_path, run_here):
         ("caduceus_ps_smoke", {"generate__prompt": "A"}, "'caduceus_ps' is not causal"),
         ("mamba_smoke", {}, "no prompt: set --config.generate.prompt"),
         ("mamba_smoke", {"generate__prompt": "A", "generate__tokens": 0}, "generate.tokens=0 must be at least 1"),
+        ("mamba_smoke", {"generate__prompt": "hello"}, "generate.prompt='hello': letter 2, 'e', is not a base"),
+        ("mamba_smoke", {"generate__prompt": "ÄCGT"}, "letter 1, 'Ä', is not a base"),
         ("mamba_smoke", {"generate__prompt": "A", "data__path": "x.fa"}, "both set"),
         ("mamba_smoke", {"generate__prompt": "A", "generate__temperature": -1.0}, "generate.temperature=-1.0"),
     ],

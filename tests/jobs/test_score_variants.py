@@ -137,7 +137,11 @@ def test_a_fine_tuned_head_predicts_both_alleles(files, tmp_path):
         ({"variants__strand": "both"}, "variants.strand='both'"),
         ({"model__name": "dnabert2_smoke"}, "byte pairs|tokenizer"),
         ({"model__name": "cnn_smoke"}, "choose a language model"),
-        ({"variants__length": "4"}, "do not fit into windows of 4"),
+        ({"variants__length": "0"}, "variants.length=0: give 1 or more"),
+        (
+            {"variants__shifts": "0,24"},
+            "variants.shifts: 24 moves the variant out of a window of variants.length=48 bases; .* from -24 to 23",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(files, tmp_path, fields, message):
@@ -145,6 +149,14 @@ def test_wrong_input_is_one_line(files, tmp_path, fields, message):
         score_variants.run(config(files, tmp_path / "w", **({"model__name": "hyenadna_smoke"} | fields)))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "w").exists()
+
+
+def test_a_file_of_long_alleles_alone(files, tmp_path):
+    lines = files[1].read_text().splitlines(keepends=True)
+    (tmp_path / "long.vcf").write_text("".join([*lines[:3], lines[5]]))
+    fields = {"model__name": "hyenadna_smoke", "variants__vcf": str(tmp_path / "long.vcf"), "variants__length": "4"}
+    with pytest.raises(InputError, match=r"no variants to score \(1 left out: longer than 2 bases"):
+        score_variants.run(config(files, tmp_path / "w", **fields))
 
 
 def test_an_interrupted_run_goes_on_with_the_same_bytes(files, weights, tmp_path, monkeypatch):

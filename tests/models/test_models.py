@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -183,6 +184,21 @@ def test_a_config_of_which_no_model_can_be_made(name, value, tmp_path):
     (folder / "config.json").write_text(json.dumps(public | {name: value}))
     with pytest.raises(InputError, match="the config"):
         jaxgen.load(str(folder))
+
+
+def test_a_failed_export_keeps_the_config_that_was_there(tmp_path, monkeypatch):
+    made = get_family("cnn").build(CONFIGS["cnn"], nnx.Rngs(5))
+    before = (jaxgen.export(made, tmp_path) / "config.json").read_text()
+
+    def full(path, *_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr("jaxgen.models.pretrained.write_safetensors", lambda *_: None)
+    with pytest.raises(OSError, match="no space"):
+        jaxgen.export(made, tmp_path)
+    assert (tmp_path / "config.json").read_text() == before
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_head_of_a_public_classifier_is_kept(tmp_path):
