@@ -16,7 +16,7 @@ from jaxgen.config import set_field
 from jaxgen.errors import InputError
 from jaxgen.jobs import finetune
 from jaxgen.jobs.packing import run_packed
-from jaxgen.jobs.training import say
+from jaxgen.jobs.training import difference, say
 from jaxgen.models.registry import resolve
 
 Settings = tuple[str, ...]  # field=value
@@ -61,6 +61,17 @@ def plan(config: ConfigDict, chosen: Mapping[tuple[str, str], Settings] | None =
                 run_config = _run_config(config, label, name, task, seed, (chosen or {}).get((label, task), ()))
                 cells.append(Cell(label, resolve(name)[0].name, task, seed, run_config))
     return cells
+
+
+def check(cells: Sequence[Cell]) -> None:
+    """That finished runs are those that would be run today, for one row of the table averages over them.
+
+    Raises:
+      InputError: another setting was used (the run and the first difference are named).
+    """
+    for cell in cells:
+        if cell.finished and (found := difference(cell.config)):
+            raise InputError(f"{cell.config.workdir}: this run has {found}; choose another --workdir, or delete it to run it anew")
 
 
 def packs(cells: Sequence[Cell], size: int) -> list[list[Cell]]:

@@ -64,6 +64,42 @@ def _binds(field: str, job: str) -> bool:
     return job in _OWN_GROUPS.get(group, (job,)) and not any(field == free or field.startswith(free + ".") for free in _NOT_BINDING)
 
 
+def claim_workdir(config: ConfigDict) -> epath.Path:
+    """The workdir, which is new or of this job; every job calls this (or `open_workdir`) before it reads or writes anything.
+
+    Raises:
+      InputError: no workdir given, or it holds something else than this job's runs.
+    """
+    if not config.workdir:
+        raise InputError("--workdir=DIR is missing: where should the results go?")
+    path = epath.Path(config.workdir)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--workdir={config.workdir} is a file; give a folder")
+    file = next((path / name for name in ("config.json", "result.json") if (path / name).exists()), None)
+    if file is not None:
+        try:
+            owner = json.loads(file.read_text())["job"]
+        except (ValueError, KeyError, TypeError):
+            raise InputError(
+                f"--workdir={config.workdir} holds a {file.name} that no job of jaxgen wrote; choose another --workdir"
+            ) from None
+        if owner != config.job:
+            raise InputError(
+                f"--workdir={config.workdir} holds a run with config.job={owner!r}, not {config.job!r}; choose another --workdir or delete it"
+            )
+    return path
+
+
+def difference(config: ConfigDict) -> str:
+    """The first field that the run in the workdir has otherwise, such as "config.seed=1, not 2"; empty when there is none."""
+    theirs = _flat(json.loads((epath.Path(config.workdir) / "config.json").read_text()))
+    for field, value in _flat(json.loads(json.dumps(config.to_dict()))).items():
+        unknown_and_off = field not in theirs and not value  # a field added since that run, and not made use of
+        if _binds(field, config.job) and theirs.get(field) != value and not unknown_and_off:
+            return f"config.{field}={theirs.get(field)!r}, not {value!r}"
+    return ""
+
+
 def open_workdir(config: ConfigDict, progress: str = "checkpoints/step_*") -> bool:
     """Check that the workdir is new or of this very config, before anything is read or written. A run without a checkpoint binds nothing.
 
@@ -74,27 +110,18 @@ def open_workdir(config: ConfigDict, progress: str = "checkpoints/step_*") -> bo
       whether the run is finished already; its result is shown.
 
     Raises:
-      InputError: no workdir given, or it holds a run of other settings (the first difference is named).
+      InputError: as `claim_workdir`; or it holds a run of other settings (the first difference is named).
     """
-    if not config.workdir:
-        raise InputError("--workdir=DIR is missing: where should the results go?")
-    path = epath.Path(config.workdir)
-    if path.exists() and not path.is_dir():
-        raise InputError(f"--workdir={config.workdir} is a file; give a folder")
-    file, result = path / "config.json", path / "result.json"
+    path = claim_workdir(config)
+    result = path / "result.json"
     finished = result.exists()
     if not finished and not any(path.glob(progress)):
         return False
-    if not file.exists():
-        raise InputError(f"--workdir={config.workdir} holds checkpoints but no config.json; choose another --workdir")
-    theirs = _flat(json.loads(file.read_text()))
-    for field, value in _flat(json.loads(json.dumps(config.to_dict()))).items():
-        unknown_and_off = field not in theirs and not value  # a field added since that run, and not made use of
-        if _binds(field, config.job) and theirs.get(field) != value and not unknown_and_off:
-            raise InputError(
-                f"--workdir={config.workdir} holds a run with config.{field}={theirs.get(field)!r}, not {value!r}; "
-                "choose another --workdir or delete it"
-            )
+    if not (path / "config.json").exists():
+        what = "a result" if finished else "part of a run"
+        raise InputError(f"--workdir={config.workdir} holds {what} but no config.json; choose another --workdir")
+    if found := difference(config):
+        raise InputError(f"--workdir={config.workdir} holds a run with {found}; choose another --workdir or delete it")
     if finished:
         for split, values in json.loads(result.read_text())["metrics"].items():
             say(f"{split}: {shown(values)}")

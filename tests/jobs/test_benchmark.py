@@ -75,7 +75,25 @@ def test_one_command_gives_the_table_and_goes_on_with_more_seeds(root, tmp_path,
     assert (workdir / "runs/gue/tf_0/twin_1/result.json").stat().st_mtime_ns == before
     assert {row["first"] for row in csv.DictReader((workdir / "tests.csv").open())} == {"cnn_smoke"}
     assert all((workdir / name).stat().st_size for name in ("scores.png", "ranks.png", "table.tex", "benchmark.json"))
-    assert json.loads((workdir / "result.json").read_text())["failed"] == {}
+    result = json.loads((workdir / "result.json").read_text())
+    assert result["failed"] == {}
+    assert result["metrics"]["test"]["gue/tf_0/twin/mcc"] == result["table"]["gue/tf_0/twin"]["mcc"]
+    assert json.loads((workdir / "config.json").read_text())["job"] == "benchmark"
+
+    # What was computed with other parameters is computed again; a finished run of other settings is refused, not averaged.
+    tasks = workdir / "tasks/gue/tf_0"
+    baselines = (tasks / "baselines.json").read_text()
+    fields = {"benchmark__leak_k": "2", "benchmark__leak_jaccard": "0.01", "baseline__max_k": "2"}
+    assert benchmark.run(config(root, workdir, benchmark__seeds="1,2", **fields)) == 0
+    assert json.loads((tasks / "leaks.json").read_text())["near_rows"] == list(range(20))
+    assert (tasks / "baselines.json").read_text() != baselines
+    before = (workdir / "table.csv").read_text()
+    settings = "*@*:train.epochs=1,*@*:train.batch_size=16,*@*:train.report=false,twin@gue/tf_*:train.epochs=3"
+    for dry_run in ("true", "false"):
+        with pytest.raises(InputError, match=r"runs/gue/tf_0/twin_1: this run has config\.train\.epochs=2, not 3"):
+            benchmark.run(config(root, workdir, benchmark__seeds="1,2,3", benchmark__settings=settings, benchmark__dry_run=dry_run))
+    assert (workdir / "table.csv").read_text() == before
+    assert not (workdir / "runs/gue/tf_0/cnn_smoke_3").exists()
 
 
 def test_a_failing_run_is_named_and_the_others_go_on(root, tmp_path, capfd):
