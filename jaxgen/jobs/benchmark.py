@@ -21,6 +21,7 @@ from jaxgen.jobs.training import claim_workdir, say
 from jaxgen.train import metrics
 from jaxgen.train.benchmark_report import Score, TaskFacts, write_benchmark
 from jaxgen.train.logging import environment, write_json, write_result
+from jaxgen.train.termination import Termination
 
 # What a task is about, by its name; the first match counts.
 _CATEGORIES = (
@@ -35,7 +36,13 @@ _CATEGORIES = (
 
 
 def run(config: ConfigDict) -> int:
-    """See the module; returns 0 when every run of this share is finished, 1 when some failed."""
+    """See the module; returns 0 when every run of this share is finished or SIGTERM asked to stop, 1 when some failed."""
+    with Termination(say):
+        return _run(config)
+    return 0
+
+
+def _run(config: ConfigDict) -> int:
     workdir, began = claim_workdir(config), time.monotonic()
     cells, failed = plan(config), {}
     if config.benchmark.sweep:  # the seeds of a model and task stay together with the trials that choose their settings

@@ -18,6 +18,7 @@ from jaxgen.models.family import Family
 from jaxgen.train import objectives
 from jaxgen.train.evaluate import Evaluator, PredictionEvaluator
 from jaxgen.train.state import Program
+from jaxgen.train.termination import Termination
 
 # Split of the task -> name in result.json.
 SPLITS = {"dev": "valid", "test": "test"}
@@ -26,7 +27,10 @@ HEADS = ("auto", "own", "pooled")
 
 def run(config: ConfigDict) -> int:
     """See the module; returns the exit code."""
-    return 0 if open_workdir(config) else train(config, prepare(config))
+    if not open_workdir(config):
+        with Termination(say) as termination:
+            train(config, prepare(config), termination)
+    return 0
 
 
 def prepare(config: ConfigDict) -> Run:

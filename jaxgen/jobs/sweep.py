@@ -45,7 +45,7 @@ def sweep(config: ConfigDict, pairs: Iterable[Pair]) -> dict[str, str] | None:
       failures by name, or None when a signal asked to stop.
 
     Raises:
-      InputError: an entry of `benchmark.sweep` that does not parse; a finished trial of other settings; a model and task none of whose trials has a score.
+      InputError: an entry of `benchmark.sweep` that does not parse; a finished trial of other settings; a pair whose trials have no score.
     """
     failed: dict[str, str] = {}
     every = {pair: trials for pair in pairs if len(trials := _trials(config, pair)) > 1}

@@ -32,6 +32,7 @@ from jaxgen.train.objectives import Objective
 from jaxgen.train.report import write_report
 from jaxgen.train.sharding import make_mesh
 from jaxgen.train.state import Program, TrainState, init_state
+from jaxgen.train.termination import Termination
 
 # Fields that may differ between the runs that share a workdir: they change neither parameters nor metrics.
 _NOT_BINDING = ("workdir", "compile_cache", "mesh", "data.threads", "data.prefetch", "data.cache", "probe.n_jobs")
@@ -84,9 +85,8 @@ def claim_workdir(config: ConfigDict) -> epath.Path:
                 f"--workdir={config.workdir} holds a {file.name} that no job of jaxgen wrote; choose another --workdir"
             ) from None
         if owner != config.job:
-            raise InputError(
-                f"--workdir={config.workdir} holds a run with config.job={owner!r}, not {config.job!r}; choose another --workdir or delete it"
-            )
+            what = f"holds a run with config.job={owner!r}, not {config.job!r}"
+            raise InputError(f"--workdir={config.workdir} {what}; choose another --workdir or delete it")
     return path
 
 
@@ -310,24 +310,37 @@ def set_up(config: ConfigDict, run: Run, mesh: Mesh) -> Ready:
     return Ready(program, state, plan, tuned, evaluators)
 
 
-def train(config: ConfigDict, run: Run) -> int:
-    """One run: initialise or resume, train, evaluate the best step on every split, write result.json and report/."""
+def train(config: ConfigDict, run: Run, termination: Termination) -> None:
+    """One run: initialise or resume, train, evaluate the best step on every split, write result.json and report/.
+
+    Whatever SIGTERM interrupts after the last step is done again by the next start, from the checkpoint of that step.
+    """
     ready = set_up(config, run, make_mesh(config.mesh))
     with open_log(config, run, ready) as log:
         program, state, plan, evaluators = ready.program, ready.state, ready.plan, ready.evaluators
         fitted, checkpoints = fit(
-            program, state, run.stream, plan, config.workdir, log, evaluators["valid"], say=say, keep=config.train.keep
+            program,
+            state,
+            run.stream,
+            plan,
+            config.workdir,
+            log,
+            evaluators["valid"],
+            say=say,
+            termination=termination,
+            keep=config.train.keep,
         )
-        if not fitted.interrupted:
-            best = fitted.state
-            if fitted.best_step != fitted.steps:
-                best = checkpoints.restore_state(fitted.best_step, best)
-            results = {split: evaluator.metrics(best) for split, evaluator in evaluators.items()}
+        if fitted.interrupted:
+            checkpoints.close()
+            return
+        termination.check()
+        best = fitted.state
+        if fitted.best_step != fitted.steps:
+            best = checkpoints.restore_state(fitted.best_step, best)
+        results = {split: evaluator.metrics(best) for split, evaluator in evaluators.items()}
         checkpoints.close()
-        if not fitted.interrupted:
-            log.flush()
-            finish(config, run, ready, fitted, best, results)
-    return 0
+        log.flush()
+        finish(config, run, ready, fitted, best, results)
 
 
 def open_log(config: ConfigDict, run: Run, ready: Ready) -> RunLog:

@@ -3,9 +3,8 @@
 import json
 from pathlib import Path
 
-import pytest
-
 import helpers
+import pytest
 
 COMMANDS = {
     "embed": ["--config=configs/embed.py:nt_v2_smoke"],
