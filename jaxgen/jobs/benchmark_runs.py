@@ -45,7 +45,8 @@ def plan(config: ConfigDict, chosen: Mapping[tuple[str, str], Settings] | None =
       chosen: by (label, task), what overrides `benchmark.settings`.
 
     Raises:
-      InputError: an empty list, an unknown model, a setting that does not parse or names an unknown field, a repeated label.
+      InputError: an empty list, a setting that does not parse or names an unknown field, a repeated label; a model or task that there is
+        not, data that are not there, a pair that cannot go together.
     """
     b = config.benchmark
     for name in ("models", "tasks", "seeds"):
@@ -59,8 +60,18 @@ def plan(config: ConfigDict, chosen: Mapping[tuple[str, str], Settings] | None =
         for task in b.tasks:
             for label, name in models.items():
                 run_config = _run_config(config, label, name, task, seed, (chosen or {}).get((label, task), ()))
+                if seed == int(b.seeds[0]):
+                    _check_run(run_config)
                 cells.append(Cell(label, resolve(name)[0].name, task, seed, run_config))
     return cells
+
+
+def _check_run(config: ConfigDict) -> None:
+    """Finds now what would end the run before its first step."""
+    try:
+        finetune.check(config)
+    except InputError as error:
+        raise InputError(f"{config.model.name or config.init_from} on {config.data.task}: {error}") from error
 
 
 def check(cells: Sequence[Cell]) -> None:

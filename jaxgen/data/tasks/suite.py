@@ -47,16 +47,8 @@ def load(member: str, path: str, seed: int = 1, suite: str = "gue") -> Task:
         InputError: unknown task, missing split, unexpected class, empty split, bad sequence, with file and line.
     """
     card = card_of(suite, member)
-    folder = _folder(Path(path), card)
     notes: list[str] = []
-    splits = {}
-    for split in _SPLIT_NAMES:
-        if found := _find(folder, split):
-            splits[split] = _read(found, card, notes)
-    for split in ("train", "test"):
-        if split not in splits:
-            expected = f"{split}.csv, .tsv, .parquet, .fna (optionally .gz) or {split}/CLASS/*.txt"
-            raise InputError(f"{folder}: no {split} split of {suite}/{card.name}; expected {expected}")
+    splits = {split: _read(file, card, notes) for split, file in _files(Path(path), card).items()}
     for split, published in card.rows.items():
         if split in splits and len(splits[split]) != published:
             notes.append(f"{suite}/{card.name}: {len(splits[split]):,} {split} rows, {published:,} in the published files")
@@ -73,6 +65,11 @@ def load(member: str, path: str, seed: int = 1, suite: str = "gue") -> Task:
         length=card.length,
         notes=tuple(notes),
     )
+
+
+def check(member: str, path: str, suite: str = "gue") -> None:
+    """Raises what `load` would, as far as that shows without reading the files."""
+    _files(Path(path), card_of(suite, member))
 
 
 def target_of(card: Card) -> Target:
@@ -112,6 +109,17 @@ def members_in(path: str, suite: str) -> list[str]:
     if not found:
         raise InputError(f"{path}: no folder of any task of {SUITES[suite].title}; for one task name it, {suite}/TASK")
     return found
+
+
+def _files(path: Path, card: Card) -> dict[str, Path]:
+    """Split -> the file or the folder of classes that holds it; train and test among them."""
+    folder = _folder(path, card)
+    files = {split: file for split in _SPLIT_NAMES if (file := _find(folder, split))}
+    for split in ("train", "test"):
+        if split not in files:
+            expected = f"{split}.csv, .tsv, .parquet, .fna (optionally .gz) or {split}/CLASS/*.txt"
+            raise InputError(f"{folder}: no {split} split of {card.suite}/{card.name}; expected {expected}")
+    return files
 
 
 def _find(folder: Path, split: str) -> Path | None:
