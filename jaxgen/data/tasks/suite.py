@@ -1,6 +1,7 @@
 """Tasks of the public suites, `gue/tf_0` and the like, read from a local folder in any of the public layouts."""
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +48,10 @@ def load(member: str, path: str, seed: int = 1, suite: str = "gue") -> Task:
         InputError: unknown task, missing split, unexpected class, empty split, bad sequence, with file and line.
     """
     card = card_of(suite, member)
+    folder = _folder(Path(path), card)
     notes: list[str] = []
-    splits = {split: _read(file, card, notes) for split, file in _files(Path(path), card).items()}
+    splits = {split: _read(found, card, notes) for split in _SPLIT_NAMES if (found := _find(folder, split))}
+    _check_complete(folder, splits, card)
     for split, published in card.rows.items():
         if split in splits and len(splits[split]) != published:
             notes.append(f"{suite}/{card.name}: {len(splits[split]):,} {split} rows, {published:,} in the published files")
@@ -69,7 +72,9 @@ def load(member: str, path: str, seed: int = 1, suite: str = "gue") -> Task:
 
 def check(member: str, path: str, suite: str = "gue") -> None:
     """Raises what `load` would, as far as that shows without reading the files."""
-    _files(Path(path), card_of(suite, member))
+    card = card_of(suite, member)
+    folder = _folder(Path(path), card)
+    _check_complete(folder, [split for split in _SPLIT_NAMES if _find(folder, split)], card)
 
 
 def target_of(card: Card) -> Target:
@@ -111,15 +116,11 @@ def members_in(path: str, suite: str) -> list[str]:
     return found
 
 
-def _files(path: Path, card: Card) -> dict[str, Path]:
-    """Split -> the file or the folder of classes that holds it; train and test among them."""
-    folder = _folder(path, card)
-    files = {split: file for split in _SPLIT_NAMES if (file := _find(folder, split))}
+def _check_complete(folder: Path, splits: Collection[str], card: Card) -> None:
     for split in ("train", "test"):
-        if split not in files:
+        if split not in splits:
             expected = f"{split}.csv, .tsv, .parquet, .fna (optionally .gz) or {split}/CLASS/*.txt"
             raise InputError(f"{folder}: no {split} split of {card.suite}/{card.name}; expected {expected}")
-    return files
 
 
 def _find(folder: Path, split: str) -> Path | None:
