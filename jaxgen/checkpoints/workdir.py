@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from jaxgen.checkpoints.safe_pickle import located
 from jaxgen.errors import InputError
 
 MODEL_FILE = "model.json"  # {"family": name, "config": fields}: what it takes to read the checkpoints without the run's config file
@@ -17,8 +18,17 @@ def is_workdir(folder: epath.PathLike) -> bool:
 
 
 def read_model(folder: epath.PathLike) -> dict[str, Any]:
-    """{"family": name, "config": fields}."""
-    return json.loads((epath.Path(folder) / MODEL_FILE).read_text())
+    """{"family": name, "config": fields}.
+
+    Raises:
+      InputError: something else, with the file.
+    """
+    file = epath.Path(folder) / MODEL_FILE
+    with located(file):
+        model = json.loads(file.read_text())
+        if not isinstance(model, dict) or not isinstance(model.get("family"), str) or not isinstance(model.get("config"), dict):
+            raise InputError("is not the model of a run; family and config are expected")
+    return model
 
 
 def read_arrays(folder: epath.PathLike) -> dict[str, np.ndarray]:

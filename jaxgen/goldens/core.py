@@ -126,7 +126,7 @@ def text_cases(folder: Path) -> Iterator[TextCase]:
             yield TextCase(file)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
@@ -173,7 +173,7 @@ def check(case: Case) -> list[Line]:
         raise InputError(f"{case.path}: golden family {case.family!r} is not covered by this version{nearest(case.family, FAMILIES)}")
     importlib.import_module(f"jaxgen.goldens.{FAMILIES[case.family]}")
     compute, inputs = _COMPUTE[case.family]
-    atol, rtol = float(case.meta["atol"]), float(case.meta["rtol"])
+    atol, rtol = (_tolerance(case, name) for name in ("atol", "rtol"))
     computed = dict(compute(case))
     lines = []
     for name, expected in case.arrays.items():
@@ -187,6 +187,13 @@ def check(case: Case) -> list[Line]:
     checks = {name: bool(np.all(ok)) for name, ok in computed.items() if np.asarray(ok).dtype == bool}
     lines += [Line(f"{case.name}/{name}", 0.0 if ok else 1.0, 0.0, 0.0, ok) for name, ok in checks.items()]
     return lines
+
+
+def _tolerance(case: Case, name: str) -> float:
+    try:
+        return float(case.meta[name])
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{case.path}/meta.json: {name}={case.meta.get(name)!r} is not a tolerance; give a number") from None
 
 
 def compare(name: str, ours: np.ndarray, expected: np.ndarray, atol: float, rtol: float) -> Line:

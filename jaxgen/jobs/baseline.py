@@ -1,8 +1,10 @@
 """Score the baselines that a model has to beat: order-k Markov on a genome, k-mer logistic regression on a task."""
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from jaxgen.baselines.kmer import KmerClassifier
@@ -11,19 +13,22 @@ from jaxgen.data.intervals import TiledWindows
 from jaxgen.data.tasks import Task
 from jaxgen.errors import InputError
 from jaxgen.jobs.tasks import load_task, open_genome
-from jaxgen.jobs.training import say
+from jaxgen.jobs.training import open_workdir, say, shown
 from jaxgen.train import metrics
-from jaxgen.train.logging import environment, write_result
+from jaxgen.train.logging import environment, write_json, write_result
 
 
 def run(config: ConfigDict) -> int:
     """Baselines of `data.fasta` (split as by the pretrain job) or of `data.task`; writes result.json."""
-    if not config.workdir:
-        raise InputError("--workdir=DIR is missing: where should the results go?")
+    if open_workdir(config):
+        return 0
+    began = time.monotonic()
     results = _markov(config) if config.data.fasta else _kmer(config)
     for split, values in results.items():
-        say(f"{split}: " + "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
-    write_result(config.workdir, {"metrics": results, "job": "baseline", "seed": config.seed, **environment()})
+        say(f"{split}: {shown(values)}")
+    write_json(epath.Path(config.workdir) / "config.json", config.to_dict())
+    result = {"job": "baseline", "metrics": results, "seed": config.seed, "wall_seconds": time.monotonic() - began}
+    write_result(config.workdir, result | environment())
     return 0
 
 

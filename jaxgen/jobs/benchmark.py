@@ -2,7 +2,9 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -11,15 +13,15 @@ from ml_collections import ConfigDict
 from jaxgen.data.leaks import find_leaks
 from jaxgen.data.sequences import Sequences
 from jaxgen.data.tasks.published import published
-from jaxgen.errors import InputError
 from jaxgen.jobs.baseline import kmer_logits
-from jaxgen.jobs.benchmark_runs import Cell, packs, plan, run_all, share
+from jaxgen.jobs.benchmark_runs import Cell, check, packs, plan, run_all, share
 from jaxgen.jobs.sweep import chosen_settings, sweep
 from jaxgen.jobs.tasks import load_task
-from jaxgen.jobs.training import say
+from jaxgen.jobs.training import claim_workdir, say
 from jaxgen.train import metrics
 from jaxgen.train.benchmark_report import Score, TaskFacts, write_benchmark
 from jaxgen.train.logging import environment, write_json, write_result
+from jaxgen.train.termination import Termination
 
 # What a task is about, by its name; the first match counts.
 _CATEGORIES = (
@@ -34,17 +36,24 @@ _CATEGORIES = (
 
 
 def run(config: ConfigDict) -> int:
-    """See the module; returns 0 when every run of this share is finished, 1 when some failed."""
-    if not config.workdir:
-        raise InputError("--workdir=DIR is missing: where should the runs and the table go?")
+    """See the module; returns 0 when every run of this share is finished or SIGTERM asked to stop, 1 when some failed."""
+    with Termination(say):
+        return _run(config)
+    return 0
+
+
+def _run(config: ConfigDict) -> int:
+    workdir, began = claim_workdir(config), time.monotonic()
     cells, failed = plan(config), {}
     if config.benchmark.sweep:  # the seeds of a model and task stay together with the trials that choose their settings
         pairs = share(list(dict.fromkeys((cell.label, cell.task) for cell in cells)), config.benchmark.share)
         if not config.benchmark.dry_run and (failed := sweep(config, pairs)) is None:
             return 0
         cells = plan(config, chosen_settings(config))
+        check(cells)
         mine = [pack for pack in packs(cells, config.benchmark.pack) if (pack[0].label, pack[0].task) in pairs]
     else:
+        check(cells)
         mine = share(packs(cells, config.benchmark.pack), config.benchmark.share)
     if config.benchmark.dry_run:
         for number, pack in enumerate(mine, 1):
@@ -52,9 +61,10 @@ def run(config: ConfigDict) -> int:
                 state = "finished" if cell.finished else "to do"
                 print(f"{state}\t{cell.label}\t{cell.task}\tseed {cell.seed}\tprogram {number}\t{cell.config.workdir}")
         return 0
+    write_json(workdir / "config.json", config.to_dict())
     own = [cell for pack in mine for cell in pack]
     say(f"{len(cells)} runs, {len(own)} in this share, {sum(cell.finished for cell in own)} of them finished")
-    more = run_all(mine, epath.Path(config.workdir) / "packs")
+    more = run_all(mine, workdir / "packs")
     if more is None:
         return 0
     failed |= more
@@ -63,8 +73,10 @@ def run(config: ConfigDict) -> int:
         facts = {task: _facts(task, config, cells) for task in dict.fromkeys(s.task for s in scores)}
         lines = write_benchmark(config.workdir, scores, facts)
         table = {f"{line.task}/{line.model}": {line.metric: line.mean, "std": line.std, "n": line.n} for line in lines}
-        write_result(config.workdir, {"job": "benchmark", "metrics": table, "failed": failed, "seed": config.seed, **environment()})
-        print((epath.Path(config.workdir) / "table.md").read_text())
+        means = {f"{line.task}/{line.model}/{line.metric}": line.mean for line in lines}
+        result = {"job": "benchmark", "metrics": {"test": means}, "table": table, "failed": failed, "seed": config.seed}
+        write_result(workdir, result | {"wall_seconds": time.monotonic() - began} | environment())
+        print((workdir / "table.md").read_text())
     for name, reason in failed.items():
         say(f"FAILED {name}: {reason}")
     return 1 if failed else 0
@@ -96,46 +108,66 @@ def _task_folder(task: str, config: ConfigDict) -> epath.Path:
     return epath.Path(config.workdir) / "tasks" / task
 
 
-def _leaks(cell: Cell, config: ConfigDict) -> dict:
+def _kept(file: epath.Path, made_with: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` gives, from `file` where that was made with the same."""
+    made_with = json.loads(json.dumps(dict(made_with)))
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    if kept.get("made_with") != made_with:
+        write_json(file, {"made_with": made_with, **make()})
+        kept = json.loads(file.read_text())
+    return kept
+
+
+def _source(config: ConfigDict) -> dict[str, Any]:
+    """Which rows a task has."""
+    return {name: config.data[name] for name in ("path", "kind", "sequence_column", "label_column", "split_seed")}
+
+
+def _leaks(cell: Cell, config: ConfigDict) -> dict[str, Any]:
     """The leak report of a task, computed once: the splits are those of the cell's seed where the files bring no dev split."""
-    file = _task_folder(cell.task, config) / "leaks.json"
-    if not file.exists():
+    b = config.benchmark
+
+    def find() -> dict[str, Any]:
         task = load_task(cell.config)
         # Whatever a model may have seen, train and dev.
         seen = Sequences.from_list([*task.splits["train"].sequences, *task.splits["dev"].sequences])
-        leaks = find_leaks(seen, task.splits["test"].sequences, config.benchmark.leak_k, config.benchmark.leak_jaccard)
-        write_json(file, {**leaks.record(), "near_rows": np.flatnonzero(leaks.near).tolist()})
+        leaks = find_leaks(seen, task.splits["test"].sequences, b.leak_k, b.leak_jaccard)
         say(f"{cell.task}: {int(leaks.near.sum())} of {len(leaks.near)} test rows are in train or dev, or nearly")
-    return json.loads(file.read_text())
+        return {**leaks.record(), "near_rows": np.flatnonzero(leaks.near).tolist()}
+
+    made_with = {"leak_k": b.leak_k, "leak_jaccard": b.leak_jaccard, **_source(cell.config)}
+    return _kept(_task_folder(cell.task, config) / "leaks.json", made_with, find)
 
 
-def _facts(name: str, config: ConfigDict, cells: Sequence[Cell]) -> TaskFacts:
-    """What stands beside the scores of a task; baselines are fitted once and kept."""
-    cell = next(cell for cell in cells if cell.task == name)
-    file = _task_folder(name, config) / "baselines.json"
-    leaks = _leaks(cell, config) if config.benchmark.leaks else {}
-    if not file.exists():
+def _baselines(cell: Cell, config: ConfigDict) -> dict[str, Any]:
+    """What the baselines reach on the test rows of a task, fitted once, and what the report says of the task."""
+    fields = config.baseline.to_dict() if config.benchmark.kmer else {}
+
+    def fit() -> dict[str, Any]:
         task = load_task(cell.config)
         test, names = task.splits["test"], task.target.metrics
         counts = np.bincount(task.splits["train"].targets, minlength=task.target.outputs)
         logits = {"majority": np.tile(np.eye(len(counts))[counts.argmax()], (len(test), 1))}
-        if config.benchmark.kmer:
-            logits["k-mer"] = kmer_logits(task, config.baseline.max_k, config.baseline.strengths)["test"]
-        write_json(
-            file,
-            {
-                "select": task.target.select,
-                "notes": task.notes,
-                "test": {which: metrics.evaluate(names, x, test.targets) for which, x in logits.items()},
-            },
-        )
-    kept = json.loads(file.read_text())
+        if fields:
+            logits["k-mer"] = kmer_logits(task, fields["max_k"], fields["strengths"])["test"]
+        scores = {which: metrics.evaluate(names, x, test.targets) for which, x in logits.items()}
+        return {"select": task.target.select, "notes": task.notes, "test": scores}
+
+    made_with = {name: fields[name] for name in ("max_k", "strengths") if fields} | _source(cell.config)
+    return _kept(_task_folder(cell.task, config) / "baselines.json", made_with, fit)
+
+
+def _facts(name: str, config: ConfigDict, cells: Sequence[Cell]) -> TaskFacts:
+    """What stands beside the scores of a task."""
+    cell = next(cell for cell in cells if cell.task == name)
+    leaks = _leaks(cell, config) if config.benchmark.leaks else {}
+    kept = _baselines(cell, config)
     families = {cell.label: cell.family for cell in cells}
     return TaskFacts(
         select=kept["select"],
         category=next(category for pattern, category in _CATEGORIES if re.search(pattern, name)),
         baselines=kept["test"],
-        leaks={key: value for key, value in leaks.items() if key != "near_rows"},
+        leaks={key: value for key, value in leaks.items() if key not in ("near_rows", "made_with")},
         # A label such as mamba_bpe may be what was published under that very name.
         published={
             label: [(p.source, p.value) for p in published(name, label, kept["select"]) or published(name, family, kept["select"])]

@@ -16,7 +16,7 @@ from jaxgen.config import set_field, settled
 from jaxgen.errors import InputError
 from jaxgen.jobs import finetune
 from jaxgen.jobs.packing import run_packed
-from jaxgen.jobs.training import say
+from jaxgen.jobs.training import difference, say
 from jaxgen.models.registry import resolve
 
 Settings = tuple[str, ...]  # field=value
@@ -45,7 +45,8 @@ def plan(config: ConfigDict, chosen: Mapping[tuple[str, str], Settings] | None =
       chosen: by (label, task), what overrides `benchmark.settings`.
 
     Raises:
-      InputError: an empty list, an unknown model, a setting that does not parse or names an unknown field, a repeated label.
+      InputError: an empty list, a setting that does not parse or names an unknown field, a repeated label; a model or task that there is
+        not, data that are not there, a pair that cannot go together.
     """
     b = config.benchmark
     for name in ("models", "tasks"):
@@ -59,8 +60,29 @@ def plan(config: ConfigDict, chosen: Mapping[tuple[str, str], Settings] | None =
         for task in b.tasks:
             for label, name in models.items():
                 run_config = _run_config(config, label, name, task, seed, (chosen or {}).get((label, task), ()))
+                if seed == int(b.seeds[0]):
+                    _check_run(run_config)
                 cells.append(Cell(label, resolve(name)[0].name, task, seed, run_config))
     return cells
+
+
+def _check_run(config: ConfigDict) -> None:
+    """Finds now what would end the run before its first step."""
+    try:
+        finetune.check(config)
+    except InputError as error:
+        raise InputError(f"{config.model.name or config.init_from} on {config.data.task}: {error}") from error
+
+
+def check(cells: Sequence[Cell]) -> None:
+    """That finished runs are those that would be run today, for one row of the table averages over them.
+
+    Raises:
+      InputError: another setting was used (the run and the first difference are named).
+    """
+    for cell in cells:
+        if cell.finished and (found := difference(cell.config)):
+            raise InputError(f"{cell.config.workdir}: this run has {found}; choose another --workdir, or delete it to run it anew")
 
 
 def packs(cells: Sequence[Cell], size: int) -> list[list[Cell]]:

@@ -63,7 +63,9 @@ def run(config: ConfigDict) -> int:
     table = report.write_comparison(workdir, truth, scored, title, notes, config.train.report)
     for line in [title, *table.splitlines()]:
         say(line)
-    result = {"metrics": {one.name: one.means() for one in scored}, "job": "crossval", "seed": config.seed, "faithful": config.faithful}
+    methods = {one.name: one.means() for one in scored}
+    flat = {f"{name}/{metric}": value for name, means in methods.items() for metric, value in means.items()}
+    result = {"job": "crossval", "metrics": {"test": flat}, "methods": methods, "seed": config.seed, "faithful": config.faithful}
     result |= {"perturbations": len(truth.ids), "genes": len(truth.genes), "simulated": truth.simulated, "notes": notes}
     result |= {"attainable": tables.simulated.get("attainable"), "wall_seconds": time.monotonic() - began, **environment()}
     write_result(workdir, result)

@@ -20,7 +20,7 @@ from jaxgen.data.sequences import Sequences
 from jaxgen.errors import InputError
 from jaxgen.heads.predictor import DirectPredictor
 from jaxgen.jobs.tokenizer import choose_tokenizer
-from jaxgen.jobs.training import model_spec, say, sized_for, with_pretrained
+from jaxgen.jobs.training import ModelSpec, model_spec, say, sized_for, with_pretrained
 from jaxgen.jobs.tuning import tuning
 from jaxgen.layers.variables import named_arrays
 from jaxgen.train.optim import OptimizerConfig, make_optimizer
@@ -36,12 +36,19 @@ OPTIMIZER = OptimizerConfig(clip_norm=1.0)
 
 
 def make(config: ConfigDict) -> Method:
-    """The method of `config.perturbation.ia3`."""
+    """The method of `config.perturbation.ia3`.
+
+    Raises:
+      InputError: settings or a model that cannot be used, before any method runs.
+    """
     options: Any = config.perturbation.ia3
     run = ConfigDict(config.to_dict())
     run.model.name, run.init_from = options.model, options.init_from
     run.model.adapter, run.model.adapter_targets, run.model.adapter_feedforward = "ia3", TARGETS, FEEDFORWARD
-    return _Regression(run)
+    spec = model_spec(run)
+    if not spec.family.own_head or spec.family.inputs != "tokens":
+        raise InputError(f"perturbation.ia3.model={options.model}: it has no classification head of its own; take nt_v2 or dnabert")
+    return _Regression(run, spec)
 
 
 def masked_squares(predictions: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
@@ -76,8 +83,8 @@ class _Regression:
     published script does. Targets that are missing are left out of the loss in both.
     """
 
-    def __init__(self, config: ConfigDict):
-        self.config, self.options = config, config.perturbation.ia3
+    def __init__(self, config: ConfigDict, spec: ModelSpec):
+        self.config, self.spec, self.options = config, spec, config.perturbation.ia3
 
     def __call__(self, data: PerturbationData, folds: Sequence[Fold], *, seed: int, faithful: bool) -> Iterator[FoldResult]:
         size = int(self.options.batch_size)
@@ -126,15 +133,12 @@ class _Regression:
         """Tokens of all rows, and the model before training, the same for every fold."""
         assert data.sequences is not None
         config, genes, sequences = self.config, data.targets.shape[1], Sequences.from_list(data.sequences)
-        spec = model_spec(config)
-        if not spec.family.own_head or spec.family.inputs != "tokens":
-            raise InputError(f"perturbation.ia3.model={config.model.name}: it has no classification head of its own; take nt_v2 or dnabert")
-        tokenizer = choose_tokenizer(config, spec, sequences)
+        tokenizer = choose_tokenizer(config, self.spec, sequences)
         ids, lengths = tokenizer.encode_batch([sequence.upper() for sequence in data.sequences], padding_side="right")
         buckets = bucket_lengths(lengths, self.options.buckets)
         ids = np.pad(ids, ((0, 0), (0, buckets[-1] - ids.shape[1])), constant_values=tokenizer.pad_id)
         rows = _Rows(ids, lengths, buckets, data.targets)
-        spec = sized_for(config, spec, buckets[-1], genes)
+        spec = sized_for(config, self.spec, buckets[-1], genes)
         tuned = tuning(config, spec.family, spec.config)
 
         def build(key: jax.Array) -> nnx.Module:

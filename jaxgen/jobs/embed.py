@@ -17,7 +17,7 @@ from jaxgen.heads.embedder import Embedder
 from jaxgen.jobs import training
 from jaxgen.jobs.inference import RowWriter, compiled, enlarged, load, run_plan, start_rows
 from jaxgen.jobs.tokenizer import choose_tokenizer
-from jaxgen.jobs.training import ModelSpec, model_spec, say
+from jaxgen.jobs.training import ModelSpec, claim_workdir, model_spec, say
 from jaxgen.train.logging import environment, write_result
 from jaxgen.train.loop import params_digest
 
@@ -95,8 +95,7 @@ def run(config: ConfigDict) -> int:
 
 def _folder(config: ConfigDict) -> Path:
     """The workdir, and the choices that need no data."""
-    if not config.workdir:
-        raise InputError("--workdir=DIR is missing: where should the embeddings go?")
+    claim_workdir(config)  # what else binds embeddings is in their manifest: one folder may hold several exports
     if "://" in config.workdir:
         raise InputError(
             f"--workdir={config.workdir}: embeddings are written row by row; give a folder of this machine and copy it afterwards"
@@ -105,8 +104,6 @@ def _folder(config: ConfigDict) -> Path:
         raise InputError(f"embed.dtype={config.embed.dtype!r}{nearest(config.embed.dtype, DTYPES)}")
     if config.embed.pooling == "none" and (len(STRANDS.get(config.embed.strand, ())) > 1 or config.embed.too_long == "chunk"):
         raise InputError("embed.pooling=none keeps every token: it goes with one embed.strand and without embed.too_long=chunk")
-    if Path(config.workdir).is_file():
-        raise InputError(f"--workdir={config.workdir} is a file; give a folder")
     return Path(config.workdir)
 
 

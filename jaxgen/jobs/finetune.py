@@ -11,13 +11,15 @@ from jaxgen.data.pipeline import TableSource, eval_batches, token_length, train_
 from jaxgen.errors import InputError, nearest
 from jaxgen.heads.decoder import SequenceHead
 from jaxgen.heads.predictor import DirectPredictor, SequencePredictor
-from jaxgen.jobs.tasks import load_task
+from jaxgen.jobs.tasks import check_task, load_task
 from jaxgen.jobs.tokenizer import check_known, choose_tokenizer, with_vocabulary
-from jaxgen.jobs.training import Run, limited, model_spec, open_workdir, say, sized_for, train
+from jaxgen.jobs.training import Run, limited, model_spec, open_workdir, say, sized_for, total_steps, train
 from jaxgen.models.family import Family
+from jaxgen.models.registry import resolve
 from jaxgen.train import objectives
 from jaxgen.train.evaluate import Evaluator, PredictionEvaluator
 from jaxgen.train.state import Program
+from jaxgen.train.termination import Termination
 
 # Split of the task -> name in result.json.
 SPLITS = {"dev": "valid", "test": "test"}
@@ -26,7 +28,26 @@ HEADS = ("auto", "own", "pooled")
 
 def run(config: ConfigDict) -> int:
     """See the module; returns the exit code."""
-    return 0 if open_workdir(config) else train(config, prepare(config))
+    if not open_workdir(config):
+        with Termination(say) as termination:
+            train(config, prepare(config), termination)
+    return 0
+
+
+def check(config: ConfigDict) -> None:
+    """Whatever `prepare` can refuse before data and weights are read.
+
+    Raises:
+      InputError: no such task, files or model, or a head that the model cannot have.
+    """
+    check_task(config)
+    total_steps(config, 1)
+    if config.init_from:
+        family = resolve(config.model.name)[0] if config.model.name else None
+    else:
+        family = model_spec(config).family
+    if family is not None:
+        uses_own_head(config.head.kind, family)
 
 
 def prepare(config: ConfigDict) -> Run:

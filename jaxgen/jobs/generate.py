@@ -21,7 +21,7 @@ from jaxgen.heads.generation import generate
 from jaxgen.jobs import training
 from jaxgen.jobs.inference import load
 from jaxgen.jobs.tokenizer import choose_tokenizer
-from jaxgen.jobs.training import ModelSpec, model_spec, say, sized_for
+from jaxgen.jobs.training import ModelSpec, model_spec, open_workdir, say, sized_for
 from jaxgen.tokenizers.base import Tokenizer
 from jaxgen.train.logging import environment, write_atomic, write_json, write_result
 from jaxgen.train.loop import params_digest
@@ -45,6 +45,8 @@ def run(config: ConfigDict) -> int:
     """See the module; returns the exit code."""
     g = config.generate
     _check(config)
+    if open_workdir(config, FILE):
+        return 0
     names, sequences, where = _sequences(config)
     spec = _model(config)
     tokenizer = choose_tokenizer(config, spec, sequences)
@@ -95,12 +97,6 @@ class _Backbone(nnx.Module):
 
 
 def _check(config: ConfigDict) -> None:
-    if not config.workdir:
-        raise InputError("--workdir=DIR is missing: where should the sequences go?")
-    if Path(config.workdir).is_file():
-        raise InputError(f"--workdir={config.workdir} is a file; give a folder")
-    if (Path(config.workdir) / FILE).exists():
-        raise InputError(f"{Path(config.workdir) / FILE} exists already; choose another --workdir")
     if jax.process_count() > 1:
         raise InputError("generate runs in one process; its rows are divided over the devices of that process")
 

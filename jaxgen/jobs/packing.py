@@ -15,6 +15,7 @@ from jaxgen.train.evaluate import PredictionEvaluator
 from jaxgen.train.logging import write_json
 from jaxgen.train.packed import Member, fit_packed
 from jaxgen.train.sharding import make_mesh
+from jaxgen.train.termination import Termination
 
 
 def run_packed(configs: Sequence[ConfigDict], folder: str) -> None:
@@ -27,19 +28,20 @@ def run_packed(configs: Sequence[ConfigDict], folder: str) -> None:
       InputError: as the finetune job does.
     """
     open_workdir(_as_one(configs, folder))
-    runs = [finetune.prepare(config) for config in configs]
-    # One device per mesh: the seeds are what is divided over the devices.
-    mesh = make_mesh(dict.fromkeys(configs[0].mesh, 1), jax.local_devices()[:1])
-    ready = [set_up(config, run, mesh) for config, run in zip(configs, runs)]
-    if reason := _unlike(runs, ready):
-        say(f"one seed after the other: {reason}")
-        for config, run in zip(configs, runs):
-            if not open_workdir(config):
-                train(config, run)
-            if not (epath.Path(config.workdir) / "result.json").exists():
-                return  # a signal asked to stop
-        return
-    _train(configs, runs, ready, folder)
+    with Termination(say) as termination:
+        runs = [finetune.prepare(config) for config in configs]
+        # One device per mesh: the seeds are what is divided over the devices.
+        mesh = make_mesh(dict.fromkeys(configs[0].mesh, 1), jax.local_devices()[:1])
+        ready = [set_up(config, run, mesh) for config, run in zip(configs, runs)]
+        if reason := _unlike(runs, ready):
+            say(f"one seed after the other: {reason}")
+            for config, run in zip(configs, runs):
+                if not open_workdir(config):
+                    train(config, run, termination)
+                if not (epath.Path(config.workdir) / "result.json").exists():
+                    return  # a signal asked to stop
+        else:
+            _train(configs, runs, ready, folder, termination)
 
 
 def _as_one(configs: Sequence[ConfigDict], folder: str) -> ConfigDict:
@@ -63,7 +65,7 @@ def _unlike(runs: Sequence[Run], ready: Sequence[Ready]) -> str:
     return ""
 
 
-def _train(configs: Sequence[ConfigDict], runs: Sequence[Run], ready: Sequence[Ready], folder: str) -> None:
+def _train(configs: Sequence[ConfigDict], runs: Sequence[Run], ready: Sequence[Ready], folder: str, termination: Termination) -> None:
     write_json(epath.Path(folder) / "config.json", _as_one(configs, folder).to_dict())
     with contextlib.ExitStack() as stack:
         members = []
@@ -71,7 +73,7 @@ def _train(configs: Sequence[ConfigDict], runs: Sequence[Run], ready: Sequence[R
             log = stack.enter_context(open_log(config, run, r))
             evaluators = {split: x for split, x in r.evaluators.items() if isinstance(x, PredictionEvaluator)}
             members.append(Member(f"seed {config.seed}", r.state, run.stream, evaluators, log))
-        done = fit_packed(ready[0].program, members, ready[0].plan, folder, say=say)
+        done = fit_packed(ready[0].program, members, ready[0].plan, folder, say=say, termination=termination)
     for config, run, r, (fitted, results) in zip(configs, runs, ready, done):
         checkpoints = Checkpoints(config.workdir)
         position = {"step": fitted.best_step, "selection": {"best_step": fitted.best_step}}

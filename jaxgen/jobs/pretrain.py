@@ -22,6 +22,7 @@ from jaxgen.tokenizers.kmer import KmerTokenizer
 from jaxgen.train import objectives
 from jaxgen.train.evaluate import Evaluator, SumEvaluator
 from jaxgen.train.state import Program
+from jaxgen.train.termination import Termination
 
 SPLITS = ("train", "valid", "test")
 _TEXT_BASES = 1024  # per piece of the genome that a vocabulary is learned from
@@ -29,8 +30,18 @@ _TEXT_BASES = 1024  # per piece of the genome that a vocabulary is learned from
 
 def run(config: ConfigDict) -> int:
     """See the module; returns the exit code."""
-    if open_workdir(config):
-        return 0
+    if not open_workdir(config):
+        with Termination(say) as termination:
+            train(config, prepare(config), termination)
+    return 0
+
+
+def prepare(config: ConfigDict) -> Run:
+    """The genome, the model for it, and the batches that they make together.
+
+    Raises:
+      InputError: settings that do not fit the genome or the model.
+    """
     d, t = config.data, config.train
     if not d.fasta:
         raise InputError("data.fasta is empty: give a FASTA file to train on, e.g. --config.data.fasta=genome.fa")
@@ -71,29 +82,26 @@ def run(config: ConfigDict) -> int:
     def build(backbone: nnx.Module, rngs: nnx.Rngs) -> nnx.Module:
         return LanguageModel(backbone)
 
-    return train(
-        config,
-        Run(
-            spec=spec,
-            build=build,
-            objective=objectives.token_cross_entropy(tokenizer.pad_id, tokenizer.bases_per_token()),
-            stream=loader,
-            steps_per_epoch=loader.steps_per_epoch,
-            evaluators=evaluators,
-            select="loss",
-            tokens_per_example=d.max_length,
-            title=str(d.fasta).rsplit("/", 1)[-1],
-            loss_label=f"cross entropy (nats per {'base' if tokenizer.lookup is not None else 'token'})",
-            extra_result={
-                "fasta": d.fasta,
-                "objective": objective,
-                "max_length": d.max_length,
-                "window_bases": corpus.bases(d.max_length, tokenizer),
-                "tokenizer": tokenizer.name,
-                "vocab_size": tokenizer.vocab_size,
-            },
-            tokenizer=tokenizer,
-        ),
+    return Run(
+        spec=spec,
+        build=build,
+        objective=objectives.token_cross_entropy(tokenizer.pad_id, tokenizer.bases_per_token()),
+        stream=loader,
+        steps_per_epoch=loader.steps_per_epoch,
+        evaluators=evaluators,
+        select="loss",
+        tokens_per_example=d.max_length,
+        title=str(d.fasta).rsplit("/", 1)[-1],
+        loss_label=f"cross entropy (nats per {'base' if tokenizer.lookup is not None else 'token'})",
+        extra_result={
+            "fasta": d.fasta,
+            "objective": objective,
+            "max_length": d.max_length,
+            "window_bases": corpus.bases(d.max_length, tokenizer),
+            "tokenizer": tokenizer.name,
+            "vocab_size": tokenizer.vocab_size,
+        },
+        tokenizer=tokenizer,
     )
 
 

@@ -10,7 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxgen.errors import InputError
-from jaxgen.jobs.benchmark_runs import Cell, Settings, matching, plan, run_all
+from jaxgen.jobs.benchmark_runs import Cell, Settings, check, matching, plan, run_all
 from jaxgen.jobs.training import say
 from jaxgen.train import metrics
 from jaxgen.train.benchmark_report import csv_text
@@ -45,13 +45,12 @@ def sweep(config: ConfigDict, pairs: Iterable[Pair]) -> dict[str, str] | None:
       failures by name, or None when a signal asked to stop.
 
     Raises:
-      InputError: an entry of `benchmark.sweep` that does not parse; a model and task none of whose trials has a score.
+      InputError: an entry of `benchmark.sweep` that does not parse; a finished trial of other settings; a pair whose trials have no score.
     """
     failed: dict[str, str] = {}
-    for pair in pairs:
-        trials = _trials(config, pair)
-        if len(trials) < 2:
-            continue
+    every = {pair: trials for pair in pairs if len(trials := _trials(config, pair)) > 1}
+    check([cell for trials in every.values() for trial in trials for cell in trial.cells])
+    for pair, trials in every.items():
         more = run_all([[cell] for trial in trials for cell in trial.cells], epath.Path(config.workdir) / "sweep")
         if more is None:
             return None

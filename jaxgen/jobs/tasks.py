@@ -1,5 +1,7 @@
 """The data that a config names, with what there is to say of them."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from jaxgen.data import tasks
@@ -15,10 +17,7 @@ def load_task(config: ConfigDict) -> Task:
     A config that trains on simulated data by default trains on `data.path` once that is given.
     """
     d = config.data
-    name = "table" if d.path and d.task.startswith("simulated_") else d.task
-    options = {"path": d.path} if d.path else {}
-    if name == "table":
-        options |= {"sequence_column": d.sequence_column, "label_column": d.label_column, "kind": d.kind}
+    name, options = _named(config)
     task = tasks.get(name, seed=config.seed if d.split_seed < 0 else d.split_seed, **options)
     for note in task.notes:
         say(f"note: {note}")
@@ -34,3 +33,23 @@ def open_genome(config: ConfigDict) -> Genome:
     for note in genome.notes:
         say(f"note: {note}")
     return genome
+
+
+def check_task(config: ConfigDict) -> None:
+    """Whatever can be said of the task before it is read.
+
+    Raises:
+      InputError: no such task, or no such files.
+    """
+    name, options = _named(config)
+    tasks.check(name, **options)
+
+
+def _named(config: ConfigDict) -> tuple[str, dict[str, Any]]:
+    """Name and options of the task."""
+    d = config.data
+    name = "table" if d.path and d.task.startswith("simulated_") else d.task
+    options: dict[str, Any] = {"path": d.path} if d.path else {}
+    if name == "table":
+        options |= {"sequence_column": d.sequence_column, "label_column": d.label_column, "kind": d.kind}
+    return name, options

@@ -32,6 +32,7 @@ from jaxgen.train.objectives import Objective
 from jaxgen.train.report import write_report
 from jaxgen.train.sharding import make_mesh
 from jaxgen.train.state import Program, TrainState, init_state
+from jaxgen.train.termination import Termination
 
 # Fields that may differ between the runs that share a workdir: they change neither parameters nor metrics.
 _NOT_BINDING = ("workdir", "compile_cache", "mesh", "data.threads", "data.prefetch", "data.cache", "probe.n_jobs")
@@ -64,6 +65,41 @@ def _binds(field: str, job: str) -> bool:
     return job in _OWN_GROUPS.get(group, (job,)) and not any(field == free or field.startswith(free + ".") for free in _NOT_BINDING)
 
 
+def claim_workdir(config: ConfigDict) -> epath.Path:
+    """The workdir, which is new or of this job; every job calls this (or `open_workdir`) before it reads or writes anything.
+
+    Raises:
+      InputError: no workdir given, or it holds something else than this job's runs.
+    """
+    if not config.workdir:
+        raise InputError("--workdir=DIR is missing: where should the results go?")
+    path = epath.Path(config.workdir)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--workdir={config.workdir} is a file; give a folder")
+    file = next((path / name for name in ("config.json", "result.json") if (path / name).exists()), None)
+    if file is not None:
+        try:
+            owner = json.loads(file.read_text())["job"]
+        except (ValueError, KeyError, TypeError):
+            raise InputError(
+                f"--workdir={config.workdir} holds a {file.name} that no job of jaxgen wrote; choose another --workdir"
+            ) from None
+        if owner != config.job:
+            what = f"holds a run with config.job={owner!r}, not {config.job!r}"
+            raise InputError(f"--workdir={config.workdir} {what}; choose another --workdir or delete it")
+    return path
+
+
+def difference(config: ConfigDict) -> str:
+    """The first field that the run in the workdir has otherwise, such as "config.seed=1, not 2"; empty when there is none."""
+    theirs = _flat(json.loads((epath.Path(config.workdir) / "config.json").read_text()))
+    for field, value in _flat(json.loads(json.dumps(config.to_dict()))).items():
+        unknown_and_off = field not in theirs and not value  # a field added since that run, and not made use of
+        if _binds(field, config.job) and theirs.get(field) != value and not unknown_and_off:
+            return f"config.{field}={theirs.get(field)!r}, not {value!r}"
+    return ""
+
+
 def open_workdir(config: ConfigDict, progress: str = "checkpoints/step_*") -> bool:
     """Check that the workdir is new or of this very config, before anything is read or written. A run without a checkpoint binds nothing.
 
@@ -74,27 +110,18 @@ def open_workdir(config: ConfigDict, progress: str = "checkpoints/step_*") -> bo
       whether the run is finished already; its result is shown.
 
     Raises:
-      InputError: no workdir given, or it holds a run of other settings (the first difference is named).
+      InputError: as `claim_workdir`; or it holds a run of other settings (the first difference is named).
     """
-    if not config.workdir:
-        raise InputError("--workdir=DIR is missing: where should the results go?")
-    path = epath.Path(config.workdir)
-    if path.exists() and not path.is_dir():
-        raise InputError(f"--workdir={config.workdir} is a file; give a folder")
-    file, result = path / "config.json", path / "result.json"
+    path = claim_workdir(config)
+    result = path / "result.json"
     finished = result.exists()
     if not finished and not any(path.glob(progress)):
         return False
-    if not file.exists():
-        raise InputError(f"--workdir={config.workdir} holds checkpoints but no config.json; choose another --workdir")
-    theirs = _flat(json.loads(file.read_text()))
-    for field, value in _flat(json.loads(json.dumps(config.to_dict()))).items():
-        unknown_and_off = field not in theirs and not value  # a field added since that run, and not made use of
-        if _binds(field, config.job) and theirs.get(field) != value and not unknown_and_off:
-            raise InputError(
-                f"--workdir={config.workdir} holds a run with config.{field}={theirs.get(field)!r}, not {value!r}; "
-                "choose another --workdir or delete it"
-            )
+    if not (path / "config.json").exists():
+        what = "a result" if finished else "part of a run"
+        raise InputError(f"--workdir={config.workdir} holds {what} but no config.json; choose another --workdir")
+    if found := difference(config):
+        raise InputError(f"--workdir={config.workdir} holds a run with {found}; choose another --workdir or delete it")
     if finished:
         for split, values in json.loads(result.read_text())["metrics"].items():
             say(f"{split}: {shown(values)}")
@@ -283,24 +310,37 @@ def set_up(config: ConfigDict, run: Run, mesh: Mesh) -> Ready:
     return Ready(program, state, plan, tuned, evaluators)
 
 
-def train(config: ConfigDict, run: Run) -> int:
-    """One run: initialise or resume, train, evaluate the best step on every split, write result.json and report/."""
+def train(config: ConfigDict, run: Run, termination: Termination) -> None:
+    """One run: initialise or resume, train, evaluate the best step on every split, write result.json and report/.
+
+    Whatever SIGTERM interrupts after the last step is done again by the next start, from the checkpoint of that step.
+    """
     ready = set_up(config, run, make_mesh(config.mesh))
     with open_log(config, run, ready) as log:
         program, state, plan, evaluators = ready.program, ready.state, ready.plan, ready.evaluators
         fitted, checkpoints = fit(
-            program, state, run.stream, plan, config.workdir, log, evaluators["valid"], say=say, keep=config.train.keep
+            program,
+            state,
+            run.stream,
+            plan,
+            config.workdir,
+            log,
+            evaluators["valid"],
+            say=say,
+            termination=termination,
+            keep=config.train.keep,
         )
-        if not fitted.interrupted:
-            best = fitted.state
-            if fitted.best_step != fitted.steps:
-                best = checkpoints.restore_state(fitted.best_step, best)
-            results = {split: evaluator.metrics(best) for split, evaluator in evaluators.items()}
+        if fitted.interrupted:
+            checkpoints.close()
+            return
+        termination.check()
+        best = fitted.state
+        if fitted.best_step != fitted.steps:
+            best = checkpoints.restore_state(fitted.best_step, best)
+        results = {split: evaluator.metrics(best) for split, evaluator in evaluators.items()}
         checkpoints.close()
-        if not fitted.interrupted:
-            log.flush()
-            finish(config, run, ready, fitted, best, results)
-    return 0
+        log.flush()
+        finish(config, run, ready, fitted, best, results)
 
 
 def open_log(config: ConfigDict, run: Run, ready: Ready) -> RunLog:

@@ -71,7 +71,10 @@ def read_weights(path_or_hub_id: str, fields: Mapping[str, Any] | None = None, e
     if workdir.is_workdir(folder):
         run_model = workdir.read_model(folder)
         family = _expect(get_family(run_model["family"]), expected, folder)
-        config = override(family.config(**run_model["config"]), fields or {})
+        try:
+            config = override(family.config(**run_model["config"]), fields or {})
+        except TypeError as error:
+            raise InputError(f"{folder / workdir.MODEL_FILE}: not the model of a run of this version ({short(error)})") from error
         arrays = workdir.read_arrays(folder)
         backbone = {name.removeprefix("backbone."): x for name, x in arrays.items() if name.startswith("backbone.")}
         if "adapter" in run_model:

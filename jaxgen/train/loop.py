@@ -7,7 +7,6 @@ the checkpoint, and randomness depends on (seed, step) alone. So a killed run th
 import dataclasses
 import hashlib
 import math
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
@@ -25,6 +24,7 @@ from jaxgen.train.memory import memory_report
 from jaxgen.train.progress import Progress
 from jaxgen.train.sharding import put_batch
 from jaxgen.train.state import Program, TrainState, compile_train_step
+from jaxgen.train.termination import Termination
 
 
 class Stream(Protocol):
@@ -69,35 +69,6 @@ class Fitted:
     wall_seconds: float
 
 
-class Termination:
-    """SIGTERM (from SLURM, a preempted VM, or a person) sets a flag that the loop reads between steps."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._previous: Any = None
-
-    def __enter__(self) -> "Termination":
-        self._previous = signal.signal(signal.SIGTERM, self._on_signal)
-        return self
-
-    def _on_signal(self, *_: Any) -> None:
-        self.requested = True
-
-    def __exit__(self, *_: Any) -> None:
-        # None: the handler before was not installed from Python (the preemption service of jax.distributed).
-        signal.signal(signal.SIGTERM, self._previous if self._previous is not None else signal.SIG_DFL)
-
-    def agreed(self, step: int) -> bool:
-        """Whether to stop after this step; all processes answer alike."""
-        if jax.process_count() == 1:
-            return self.requested
-        if step % 10:  # a collective: not at every step
-            return False
-        from jax.experimental import multihost_utils
-
-        return bool(multihost_utils.process_allgather(np.asarray(self.requested)).any())
-
-
 def params_digest(state: TrainState) -> str:
     """SHA-256 over names and bytes of the parameters and model state: equal exactly when they are."""
     digest = hashlib.sha256()
@@ -137,6 +108,7 @@ def fit(
     evaluator: Evaluator,
     *,
     say: Callable[[str], None],
+    termination: Termination,
     keep: int = 2,
 ) -> tuple[Fitted, Checkpoints]:
     """Train to `plan.steps`, from the newest checkpoint of `workdir` if there is one.
@@ -144,6 +116,7 @@ def fit(
     Args:
       evaluator: metrics of the validation split for a state.
       say: prints a line for people.
+      termination: asks to save and end after a step.
 
     Raises:
       InputError: non-finite values under the policy "stop"; a checkpoint of another architecture; a full disk.
@@ -204,7 +177,7 @@ def fit(
         if at % plan.log_every == 0 or at in (1, plan.steps):
             log.log(at, "train", values | {"learning_rate": float(plan.learning_rate(at - 1))})
 
-    with Termination() as termination, jax.set_mesh(program.mesh):
+    with termination.saving(), jax.set_mesh(program.mesh):
         compiled: dict[Any, Any] = {}  # by the shapes of a batch: one, or one per length bucket
         for batch in _on_device(stream, program) if start < plan.steps and not stopped_early else ():
             shapes = tuple(x.shape for x in batch.values())
@@ -242,8 +215,8 @@ def fit(
             progress.message(f"SIGTERM: everything is saved at step {step}; the same command continues from here")
         if stopped_early:
             progress.message(f"stopped early: {plan.select} has not improved for {plan.patience} evaluations")
-    progress.close()
-    checkpoints.wait()
+        progress.close()
+        checkpoints.wait()
     best = selection.best_step if selection.best_step is not None else step
     return Fitted(state, best, step, interrupted, progress.rates(), before + time.time() - began), checkpoints
 

@@ -22,10 +22,11 @@ from jaxgen.train.checkpoint import Checkpoints
 from jaxgen.train.early_stopping import Selection
 from jaxgen.train.evaluate import PredictionEvaluator, collect
 from jaxgen.train.logging import RunLog
-from jaxgen.train.loop import Fitted, Plan, Stream, Termination
+from jaxgen.train.loop import Fitted, Plan, Stream
 from jaxgen.train.memory import memory_report
 from jaxgen.train.progress import Progress
 from jaxgen.train.state import Program, TrainState, make_train_step
+from jaxgen.train.termination import Termination
 
 SEEDS = PartitionSpec("seeds")
 Batch = dict[str, np.ndarray]
@@ -115,7 +116,7 @@ def _batches(members: Sequence[Member], sharding: NamedSharding) -> Iterator[dic
 
 
 def fit_packed(
-    program: Program, members: Sequence[Member], plan: Plan, folder: str, *, say: Callable[[str], None]
+    program: Program, members: Sequence[Member], plan: Plan, folder: str, *, say: Callable[[str], None], termination: Termination
 ) -> list[tuple[Fitted, dict[str, dict[str, float]]]]:
     """Train all members to `plan.steps`, from the newest checkpoint in `folder` if there is one.
 
@@ -193,7 +194,7 @@ def fit_packed(
         return bool(improved.any())
 
     interrupted = False
-    with Termination() as termination:
+    with termination.saving():
         train_step = None
         for batch in _batches(members, sharding) if start < plan.steps and not all(stops) else ():
             if train_step is None:
@@ -220,13 +221,14 @@ def fit_packed(
             if done or interrupted:
                 settle()
                 break
-    progress.close()
-    if interrupted:
-        save()
-        say(f"SIGTERM: everything is saved at step {step}; the same command continues from here")
-    checkpoints.close()
+        progress.close()
+        if interrupted:
+            save()
+            say(f"SIGTERM: everything is saved at step {step}; the same command continues from here")
+        checkpoints.close()
     if interrupted:
         return []
+    termination.check()
     results = {}
     for split in members[0].evaluators:
         evaluator = PackedEvaluator([member.evaluators[split] for member in members], mesh)

@@ -6,9 +6,13 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import helpers
 import pytest
+
+from jaxgen.jobs import finetune, training
+from jaxgen.train import loop
 
 STEPS = {"train__steps": 36, "train__eval_every": 12, "train__checkpoint_every": 6}
 
@@ -222,3 +226,35 @@ def test_a_run_without_a_checkpoint_binds_nothing(table, tmp_path, run_here):
     workdir = f"--workdir={tmp_path / 'run'}"
     assert run_here([*helpers.cnn(table, train__steps=2, train__select="pearson"), workdir]).code == 2
     assert run_here([*helpers.cnn(table, train__steps=2, train__select="mcc"), workdir]).code == 0
+
+
+def test_sigterm_outside_the_steps_says_so_and_exits_0(jobs, finished_here, copy, run_here, monkeypatch):
+    """While data are read, at the last step, before the evaluation that counts, before the results are written."""
+    workdir = copy.with_name("again")
+
+    def stopped_in(owner: Any, name: str, when: Callable[..., bool] = lambda *_, **__: True) -> None:
+        function = getattr(owner, name)
+
+        def patched(*arguments: Any, **options: Any) -> Any:
+            if when(*arguments, **options):
+                signal.raise_signal(signal.SIGTERM)
+            return function(*arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, patched)
+            ended = run_here([*jobs["hyenadna"], f"--workdir={workdir}"])
+        assert ended.code == 0, ended.err
+        assert ended.err.count("SIGTERM") == 1
+        assert "the same command continues from here" in ended.err
+        assert not (workdir / "result.json").exists()
+
+    stopped_in(finetune, "load_task")
+    assert not workdir.exists()
+    stopped_in(loop.Progress, "update", lambda _, step, **__: step == 36)
+    assert finished_saves(workdir)[-1] == "step_36"
+    for name in ("finish", "run_result", "write_arrays"):
+        stopped_in(training, name)
+    ended = run_here([*jobs["hyenadna"], f"--workdir={workdir}"])
+    assert ended.code == 0, ended.err
+    assert "resumed from step 36" in ended.err
+    assert helpers.outcome(workdir) == helpers.outcome(finished_here)

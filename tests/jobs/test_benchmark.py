@@ -78,7 +78,25 @@ def test_one_command_gives_the_table_and_goes_on_with_more_seeds(root, tmp_path,
     assert (workdir / "runs/gue/tf_0/twin_1/result.json").stat().st_mtime_ns == before
     assert {row["first"] for row in csv.DictReader((workdir / "tests.csv").open())} == {"cnn_smoke"}
     assert all((workdir / name).stat().st_size for name in ("scores.png", "ranks.png", "table.tex", "benchmark.json"))
-    assert json.loads((workdir / "result.json").read_text())["failed"] == {}
+    result = json.loads((workdir / "result.json").read_text())
+    assert result["failed"] == {}
+    assert result["metrics"]["test"]["gue/tf_0/twin/mcc"] == result["table"]["gue/tf_0/twin"]["mcc"]
+    assert json.loads((workdir / "config.json").read_text())["job"] == "benchmark"
+
+    # What was computed with other parameters is computed again; a finished run of other settings is refused, not averaged.
+    tasks = workdir / "tasks/gue/tf_0"
+    baselines = (tasks / "baselines.json").read_text()
+    fields = {"benchmark__leak_k": "2", "benchmark__leak_jaccard": "0.01", "baseline__max_k": "2"}
+    assert benchmark.run(config(root, workdir, benchmark__seeds="1,2", **fields)) == 0
+    assert json.loads((tasks / "leaks.json").read_text())["near_rows"] == list(range(20))
+    assert (tasks / "baselines.json").read_text() != baselines
+    before = (workdir / "table.csv").read_text()
+    settings = "*@*:train.epochs=1,*@*:train.batch_size=16,*@*:train.report=false,twin@gue/tf_*:train.epochs=3"
+    for dry_run in ("true", "false"):
+        with pytest.raises(InputError, match=r"runs/gue/tf_0/twin_1: this run has config\.train\.epochs=2, not 3"):
+            benchmark.run(config(root, workdir, benchmark__seeds="1,2,3", benchmark__settings=settings, benchmark__dry_run=dry_run))
+    assert (workdir / "table.csv").read_text() == before
+    assert not (workdir / "runs/gue/tf_0/cnn_smoke_3").exists()
 
 
 def test_a_failing_run_is_named_and_the_others_go_on(root, tmp_path, capfd):
@@ -100,6 +118,14 @@ def test_a_failing_run_is_named_and_the_others_go_on(root, tmp_path, capfd):
         ({"benchmark__models": "cnn_smoke,cnn_smoke"}, "one label"),
         ({"benchmark__settings": "train.epochs=1"}, "MODELS@TASKS:field=value"),
         ({"benchmark__settings": "*@*:train.epoch=1"}, "train.epoch"),
+        ({"benchmark__tasks": "gue/tf_9"}, "unknown task gue/tf_9; did you mean 'tf_4'?"),
+        ({"benchmark__tasks": "geu/tf_0"}, "unknown task 'geu/tf_0'; did you mean 'gue'?"),
+        ({"benchmark__tasks": "gue/tf_1"}, "no files of gue/tf_1"),
+        ({"data__path": "/nowhere"}, "cnn_smoke on gue/tf_0: /nowhere: no such folder"),
+        ({"data__path": "/nowhere", "benchmark__dry_run": "true"}, "/nowhere: no such folder"),
+        ({"benchmark__settings": "twin@*:model.name=cnm"}, "model.name='cnm': no such model"),
+        ({"benchmark__settings": "twin@*:head.kind=pooled"}, "cnn ends in its own classifier"),
+        ({"benchmark__settings": "*@*:train.steps=3"}, "set one of train.steps and train.epochs"),
         ({"benchmark__share": "3/2"}, "expected auto, or i/n"),
     ],
 )

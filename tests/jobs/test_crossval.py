@@ -76,7 +76,7 @@ def test_simulated_by_default_and_every_published_file(run_here, tmp_path):
     assert splits["total_samples"] == P
     result = json.loads((workdir / "result.json").read_text())
     assert result["simulated"]
-    assert result["attainable"]["centered_pearson"] > result["metrics"]["lel_nt"]["centered_pearson"]
+    assert result["attainable"]["centered_pearson"] > result["metrics"]["test"]["lel_nt/centered_pearson"]
     comparison = json.loads((workdir / "comparison.json").read_text())
     assert "SIMULATED" in comparison["title"]
     assert any(note.startswith("Sound") for note in comparison["notes"])
@@ -153,9 +153,9 @@ def test_learned_methods_run_beside_the_others_and_faithful_says_so(run_here, da
     assert ended.code == 0, ended.err
     assert "FAITHFUL" in (tmp_path / "run" / "comparison.md").read_text()
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert list(result["metrics"]) == ["mean", "lel_nt", "mlp_nt", "xgboost"]
+    assert list(result["methods"]) == ["mean", "lel_nt", "mlp_nt", "xgboost"]
     assert result["faithful"]
-    assert all(np.isfinite(values["rmse"]) for values in result["metrics"].values())
+    assert all(np.isfinite(values["rmse"]) for values in result["methods"].values())
 
 
 class Echo:
@@ -228,6 +228,7 @@ def test_every_method_of_the_table_can_be_made():
         (LINEAR, {"perturbation__top_genes": -1}, ["perturbation.top_genes=-1"]),
         (LINEAR, {"data__path": "/nowhere"}, ["/nowhere"]),
         (LINEAR, {"data__path": "", "perturbation__simulated__genes": 3}, ["perturbation.simulated"]),
+        ("nt_ia3", {"perturbation__ia3__model": "hyenadna_smoke"}, ["perturbation.ia3.model=hyenadna_smoke", "no classification head"]),
         (LINEAR, {"perturbation__files__nt_gene": "x.npy"}, ["x.npy", "files.nt_gene"]),
     ],
 )
@@ -237,6 +238,7 @@ def test_wrong_settings_are_one_line(run_here, data, tmp_path, methods, fields, 
     for word in words:
         assert word in ended.error
     assert not (tmp_path / "run" / "result.json").exists()
+    assert not list((tmp_path / "run").rglob("fold_*"))  # no method ran
 
 
 @pytest.mark.parametrize("what", ["another size", "a command", "cut short"])

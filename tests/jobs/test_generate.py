@@ -60,3 +60,14 @@ def test_wrong_input_is_one_line_and_leaves_nothing(tmp_path, run_here, model, f
     assert ended.code == 2, ended.err
     assert message in ended.error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_holds_one_run(tmp_path, run_here):
+    fields = {"generate__prompt": "ACGT", "generate__tokens": 4}
+    assert run_here(generate("mamba_smoke", tmp_path, **fields)).code == 0
+    before = (tmp_path / "result.json").read_bytes()
+    assert "finished already" in run_here(generate("mamba_smoke", tmp_path, **fields)).err
+    ended = run_here(generate("mamba_smoke", tmp_path, **fields | {"generate__tokens": 5}))
+    assert ended.code == 2
+    assert "config.generate.tokens=4, not 5" in ended.error
+    assert (tmp_path / "result.json").read_bytes() == before

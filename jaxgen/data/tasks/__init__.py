@@ -2,13 +2,14 @@
 
 import inspect
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from jaxgen.data.tasks.base import Examples, Target, Task
 from jaxgen.data.tasks.suites import SUITES
 from jaxgen.errors import InputError, nearest
 
-__all__ = ["Examples", "Target", "Task", "get", "names"]
+__all__ = ["Examples", "Target", "Task", "check", "get", "names"]
 
 # name -> (module, fixed options). A family with many members, such as gue/tf_0, registers "gue"; the rest of the name is
 # passed to its `load` as `member`.
@@ -42,12 +43,27 @@ def get(name: str, *, path: str | None = None, seed: int = 1, **options: Any) ->
     Raises:
         InputError: unknown task or option (the nearest one is named), a missing or superfluous path, or bad data.
     """
+    module, arguments = _resolve(name, path, options)
+    return module.load(seed=seed, **arguments)
+
+
+def check(name: str, *, path: str | None = None, **options: Any) -> None:
+    """Raises what `get` would, as far as that shows without reading the data: the name, the options, whether the files are there."""
+    module, arguments = _resolve(name, path, options)
+    if hasattr(module, "check"):
+        accepted = inspect.signature(module.check).parameters
+        module.check(**{key: value for key, value in arguments.items() if key in accepted})
+
+
+def _resolve(name: str, path: str | None, options: dict[str, Any]) -> tuple[ModuleType, dict[str, Any]]:
+    """The module of a task, and the arguments of its `load` besides the seed."""
     family, _, member = name.partition("/")
     if family not in _REGISTRY:
         raise InputError(f"unknown task {name!r}{nearest(family, _REGISTRY)}")
-    module, fixed = _REGISTRY[family]
-    load = getattr(import_module(f"{__name__}.{module}"), "load")  # noqa: B009
-    accepted = inspect.signature(load).parameters
+    module_name, fixed = _REGISTRY[family]
+    module = import_module(f"{__name__}.{module_name}")
+    accepted = inspect.signature(module.load).parameters
+    options = dict(options)
     for key, value in (("path", path), ("member", member)):
         if value:
             if key not in accepted:
@@ -62,4 +78,4 @@ def get(name: str, *, path: str | None = None, seed: int = 1, **options: Any) ->
     for key in options:
         if key not in accepted:
             raise InputError(f"task {name!r}: unknown option {key!r}{nearest(key, set(accepted) - {'path', 'seed', 'member', *fixed})}")
-    return load(seed=seed, **fixed, **options)
+    return module, {**fixed, **options}

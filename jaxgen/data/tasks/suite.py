@@ -1,6 +1,7 @@
 """Tasks of the public suites, `gue/tf_0` and the like, read from a local folder in any of the public layouts."""
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -49,14 +50,8 @@ def load(member: str, path: str, seed: int = 1, suite: str = "gue") -> Task:
     card = card_of(suite, member)
     folder = _folder(Path(path), card)
     notes: list[str] = []
-    splits = {}
-    for split in _SPLIT_NAMES:
-        if found := _find(folder, split):
-            splits[split] = _read(found, card, notes)
-    for split in ("train", "test"):
-        if split not in splits:
-            expected = f"{split}.csv, .tsv, .parquet, .fna (optionally .gz) or {split}/CLASS/*.txt"
-            raise InputError(f"{folder}: no {split} split of {suite}/{card.name}; expected {expected}")
+    splits = {split: _read(found, card, notes) for split in _SPLIT_NAMES if (found := _find(folder, split))}
+    _check_complete(folder, splits, card)
     for split, published in card.rows.items():
         if split in splits and len(splits[split]) != published:
             notes.append(f"{suite}/{card.name}: {len(splits[split]):,} {split} rows, {published:,} in the published files")
@@ -73,6 +68,13 @@ def load(member: str, path: str, seed: int = 1, suite: str = "gue") -> Task:
         length=card.length,
         notes=tuple(notes),
     )
+
+
+def check(member: str, path: str, suite: str = "gue") -> None:
+    """Raises what `load` would, as far as that shows without reading the files."""
+    card = card_of(suite, member)
+    folder = _folder(Path(path), card)
+    _check_complete(folder, [split for split in _SPLIT_NAMES if _find(folder, split)], card)
 
 
 def target_of(card: Card) -> Target:
@@ -112,6 +114,13 @@ def members_in(path: str, suite: str) -> list[str]:
     if not found:
         raise InputError(f"{path}: no folder of any task of {SUITES[suite].title}; for one task name it, {suite}/TASK")
     return found
+
+
+def _check_complete(folder: Path, splits: Collection[str], card: Card) -> None:
+    for split in ("train", "test"):
+        if split not in splits:
+            expected = f"{split}.csv, .tsv, .parquet, .fna (optionally .gz) or {split}/CLASS/*.txt"
+            raise InputError(f"{folder}: no {split} split of {card.suite}/{card.name}; expected {expected}")
 
 
 def _find(folder: Path, split: str) -> Path | None:

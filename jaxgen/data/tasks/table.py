@@ -35,8 +35,7 @@ def load(
     Raises:
         InputError: bad path, table, sequence or label; one line with file, line and column.
     """
-    if kind not in KINDS:
-        raise InputError(f"task 'table': unknown kind {kind!r}{nearest(kind, KINDS)}")
+    check(path, kind)
     tables = {split: read_table(file, sequence_column, label_column) for split, file in _find(Path(path)).items()}
     first = tables.get("train") or tables["all"]
     if kind == "classification":
@@ -60,6 +59,13 @@ def load(
         description=f"{kind} of the sequences in {path}",
         notes=tuple(note for table in tables.values() for note in table.notes),
     )
+
+
+def check(path: str, kind: str = "classification") -> None:
+    """Raises what `load` would, as far as that shows without reading the tables."""
+    if kind not in KINDS:
+        raise InputError(f"task 'table': unknown kind {kind!r}{nearest(kind, KINDS)}")
+    _find(Path(path))
 
 
 def _find(path: Path) -> dict[str, Path]:
