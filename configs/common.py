@@ -101,6 +101,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.train.keep = 2  # newest checkpoints kept, besides the best
     c.train.log_every = 10  # updates between lines of metrics.jsonl
     c.train.report = True  # write plots to report/
+    c.train.track = ""  # project of Weights & Biases that gets the numbers, too (extra `track`); WANDB_MODE=offline keeps them here
 
     # embed: one vector per sequence of data.path, a table with ids or a FASTA. score reads the same fields but name, files, layer, pooling,
     # dtype and special_tokens; generate reads id_column and duplicates, predict id_column, too_long and batch_tokens.

@@ -2,7 +2,6 @@
 
 import ast
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,21 +71,16 @@ def test_models_do_not_import_each_other():
 
 
 def test_import_is_light():
-    code = "import json, sys, time; t = time.perf_counter(); import jaxgen; jaxgen.__all__; s = time.perf_counter() - t\n"
-    code += "print(json.dumps([s, sorted({name.split('.')[0] for name in sys.modules})]))"
+    code = "import json, sys, jaxgen; jaxgen.__all__; print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
     ended = helpers.finish(helpers.start_python(["-c", code]))
     assert ended.code == 0, ended.err
-    seconds, modules = json.loads(ended.out)
-    assert seconds < 1
-    assert not {"jax", "flax", "numpy", "torch", "orbax"} & set(modules)
+    assert not {"jax", "flax", "numpy", "torch", "orbax"} & set(json.loads(ended.out))
 
 
 def test_help_lists_jobs_and_configs_without_jax():
-    began = time.monotonic()
     code = "import sys; from jaxgen.main import main; main(['--help']); assert 'jax' not in sys.modules"
     ended = helpers.finish(helpers.start_python(["-c", code]))
     assert (ended.code, ended.err) == (0, "")
-    assert time.monotonic() - began < 10
     for name in ("finetune", "pretrain", "verify", *(f"configs/{file.name}" for file in (helpers.ROOT / "configs").glob("[a-z]*.py"))):
         assert f"  {name} " in ended.out
     assert "Exit codes" in ended.out

@@ -36,7 +36,7 @@ from jaxgen.train.termination import Termination
 
 # Fields that may differ between the runs that share a workdir: they change neither parameters nor metrics.
 _NOT_BINDING = ("workdir", "compile_cache", "mesh", "data.threads", "data.prefetch", "data.cache", "probe.n_jobs")
-_NOT_BINDING += ("train.log_every", "train.checkpoint_every", "train.keep", "train.report")
+_NOT_BINDING += ("train.log_every", "train.checkpoint_every", "train.keep", "train.report", "train.track")
 
 
 def say(text: str) -> None:
@@ -345,7 +345,7 @@ def train(config: ConfigDict, run: Run, termination: Termination) -> None:
 
 def open_log(config: ConfigDict, run: Run, ready: Ready) -> RunLog:
     """The log of a run, beside its config, model and tokenizer."""
-    log = RunLog(config.workdir, jax.process_index() == 0)
+    log = RunLog(config.workdir, jax.process_index() == 0, config.train.track)
     log.write_config(config.to_dict())
     if jax.process_index() == 0:
         model = {"family": run.spec.family.name, "config": dataclasses.asdict(run.spec.config), **ready.tuned.record()}

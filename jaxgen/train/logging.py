@@ -6,6 +6,8 @@ The work directory may be local or `gs://`. Files are replaced whole (written un
 
 import contextlib
 import functools
+import hashlib
+import importlib
 import io
 import json
 import math
@@ -23,6 +25,8 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+
+from jaxgen.errors import InputError
 
 METRICS_FILE = "metrics.jsonl"
 _REMOTE_FLUSH_SECONDS = 30.0
@@ -100,11 +104,16 @@ class RunLog:
 
     A record is one line `{"step": 10, "split": "train", "time": 1.7e9, "loss": ...}` and the same numbers as TensorBoard
     scalars `split/name`. Call `truncate_after(step)` first when the work directory may hold records of an earlier process.
+
+    Args:
+      project: of Weights & Biases, which gets the same numbers and the config; a resumed run goes on under its id. Empty: it gets nothing.
     """
 
-    def __init__(self, workdir: epath.PathLike, is_main_process: bool = True):
+    def __init__(self, workdir: epath.PathLike, is_main_process: bool = True, project: str = ""):
         self._workdir = epath.Path(workdir)
         self._active = is_main_process
+        self._project = project
+        self._tracked: Any = None
         self._remote = _is_remote(self._workdir)
         self._purge_step: int | None = None
         self._unwritten = False
@@ -139,9 +148,22 @@ class RunLog:
         return SummaryWriter(str(self._events_folder), purge_step=self._purge_step, filename_suffix=f".{time.time_ns()}")
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Writes `config.json`."""
+        """Writes `config.json`.
+
+        Raises:
+          InputError: a project, but no package to track it with.
+        """
         if self._active:
             write_json(self._workdir / "config.json", config)
+        if self._active and self._project:
+            try:
+                wandb: Any = importlib.import_module("wandb")
+            except ImportError:
+                raise InputError("train.track needs wandb: install jaxgen with its extra, pip install 'jaxgen[track]'") from None
+            folder = str(self._workdir.resolve())
+            name, identity = self._workdir.name, hashlib.sha256(folder.encode()).hexdigest()[:16]
+            place = tempfile.gettempdir() if self._remote else folder
+            self._tracked = wandb.init(project=self._project, name=name, id=identity, resume="allow", dir=place, config=dict(config))
 
     def truncate_after(self, step: int) -> None:
         """Forgets records later than `step`, from where a resumed run goes on (-1: all), and a half-written last line."""
@@ -174,6 +196,8 @@ class RunLog:
             self._file.flush()  # a killed process loses nothing
         for name, value in values.items():
             self._events.add_scalar(f"{split}/{name}", value, int(step))
+        if self._tracked is not None:
+            self._tracked.log({f"{split}/{name}": value for name, value in values.items()}, step=int(step))
         if self._remote and time.monotonic() - self._flushed_at > _REMOTE_FLUSH_SECONDS:
             self.flush()
 
@@ -204,6 +228,8 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+        if self._tracked is not None:
+            self._tracked.finish()
 
 
 @contextlib.contextmanager

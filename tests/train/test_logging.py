@@ -2,10 +2,12 @@ import io
 import json
 import math
 import os
+import sys
 
 import numpy as np
 import pytest
 
+from jaxgen.errors import InputError
 from jaxgen.train import logging, progress
 from jaxgen.train.logging import RunLog, read_history
 
@@ -115,6 +117,41 @@ def test_result_is_plain_and_strict_json(tmp_path):
     text = (tmp_path / "result.json").read_text()
     values = json.loads(text, parse_constant=pytest.fail)
     assert values == {"mcc": None, "values": [0.5, 2], "where": str(tmp_path), "x": [0.0, 1.0]}
+
+
+class Tracker:
+    """What RunLog uses of wandb."""
+
+    def __init__(self):
+        self.inits, self.logged, self.finished = [], [], 0
+
+    def init(self, **options):
+        self.inits.append(options)
+        return self
+
+    def log(self, values, step):
+        self.logged.append((step, values))
+
+    def finish(self):
+        self.finished += 1
+
+
+def test_a_tracked_run_goes_on_under_its_id(tmp_path, monkeypatch):
+    tracker = Tracker()
+    monkeypatch.setitem(sys.modules, "wandb", tracker)
+    for step in (1, 2):
+        with RunLog(tmp_path / "run", project="promoters") as log:
+            log.write_config({"seed": 3})
+            log.truncate_after(step - 1)
+            log.log(step, "train", {"loss": 0.5})
+    first, second = tracker.inits
+    assert first == second
+    assert (first["project"], first["name"], first["config"], first["resume"]) == ("promoters", "run", {"seed": 3}, "allow")
+    assert tracker.logged == [(1, {"train/loss": 0.5}), (2, {"train/loss": 0.5})]
+    assert tracker.finished == 2
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with RunLog(tmp_path / "other", project="promoters") as log, pytest.raises(InputError, match=r"jaxgen\[track\]"):
+        log.write_config({})
 
 
 def test_environment_says_what_ran():
