@@ -1,6 +1,9 @@
 """The weights of an earlier run, read from its workdir as numpy arrays."""
 
+import contextlib
 import json
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -47,9 +50,10 @@ def read_arrays(folder: epath.PathLike) -> dict[str, np.ndarray]:
     best = run["selection"]["best_step"]
     step = best if best in steps else steps[-1]
     checkpointer, item = ocp.PyTreeCheckpointer(), _absolute(directory / f"step_{step}" / "state")
-    # As numpy arrays, because the devices that saved them may not be here.
-    arguments = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in checkpointer.metadata(item).item_metadata.tree}
-    saved = checkpointer.restore(item, restore_args=arguments)
+    with _without_warnings():
+        # As numpy arrays, because the devices that saved them may not be here.
+        arguments = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in checkpointer.metadata(item).item_metadata.tree}
+        saved = checkpointer.restore(item, restore_args=arguments)
     use_ema = any(name.startswith("ema.") for name in saved)
     groups = ("ema" if use_ema else "params", "frozen", "model_state")
     arrays = {}
@@ -58,6 +62,18 @@ def read_arrays(folder: epath.PathLike) -> dict[str, np.ndarray]:
         if group in groups:
             arrays[rest] = np.asarray(array)
     return arrays
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Orbax looks for files that runs do not write, and warns of their absence."""
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _absolute(path: epath.Path) -> epath.Path:

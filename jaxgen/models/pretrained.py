@@ -17,7 +17,7 @@ from flax import nnx
 from jaxgen import tokenizers
 from jaxgen.checkpoints import hub, key_table, readers, workdir
 from jaxgen.checkpoints.safetensors_io import write_safetensors
-from jaxgen.errors import InputError, short
+from jaxgen.errors import InputError, nearest, short
 from jaxgen.layers.adapters import merge_arrays
 from jaxgen.layers.variables import named_arrays, with_arrays
 from jaxgen.models.family import Family, check_fields, override
@@ -119,10 +119,10 @@ def load(path_or_hub_id: str, dtype: str = "float32", **fields: Any) -> Pretrain
         transformers does: the checkpoint's if it has one of that size, else a fresh one.
 
     Raises:
-      InputError: not readable, of no known family, or with missing, unused or misshapen tensors.
+      InputError: another dtype; not readable, of no known family, or with missing, unused or misshapen tensors.
     """
     n_labels = fields.pop("num_labels", None)
-    weights = read_weights(path_or_hub_id, fields | {"dtype": str(jnp.dtype(dtype))})
+    weights = read_weights(path_or_hub_id, fields | {"dtype": _compute_dtype(dtype)})
     if n_labels is not None:
         weights = dataclasses.replace(weights, **with_head(weights.family, weights.config, weights.arrays, n_labels))
     graphdef, state = nnx.split(nnx.eval_shape(lambda: weights.family.build(weights.config, nnx.Rngs(0))))
@@ -133,6 +133,16 @@ def load(path_or_hub_id: str, dtype: str = "float32", **fields: Any) -> Pretrain
     name, options = weights.family.tokenizer(weights.config)
     tokenizer = tokenizers.in_folder(name, weights.folder, **options) or tokenizers.published(name, **options)
     return Pretrained(model, tokenizer, weights.config, weights.head)
+
+
+def _compute_dtype(dtype: Any) -> str:
+    try:
+        name = jnp.dtype(dtype).name
+    except TypeError:
+        name = str(dtype)
+    if name not in ("float32", "bfloat16"):
+        raise InputError(f"dtype={name!r}{nearest(name, ('float32', 'bfloat16'))}")
+    return name
 
 
 def export(model: Pretrained | nnx.Module, directory: str | Path) -> Path:

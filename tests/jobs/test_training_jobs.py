@@ -79,8 +79,9 @@ def test_best_step_is_the_best_of_validation(finetuned):
         assert value == pytest.approx(valid[best][name], abs=1e-6), name
 
 
-def test_load_reads_the_best_step_and_its_average(finetuned):
+def test_load_reads_the_best_step_and_its_average(finetuned, capfd):
     loaded = jaxgen.load(str(finetuned))
+    assert "WARNING" not in capfd.readouterr().err
     arrays = {name.removeprefix("backbone."): x for name, x in read_arrays(finetuned).items()}
     held = {name: np.asarray(x) for name, x in named_arrays(jaxgen_state(loaded)).items()}
     assert held.keys() == arrays.keys()

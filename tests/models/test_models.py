@@ -217,11 +217,15 @@ def test_head_of_a_public_classifier_is_kept(tmp_path):
 def test_load_in_bfloat16_keeps_float32_parameters(tmp_path):
     folder = str(jaxgen.export(hyenadna.HyenaDNA(TINY, nnx.Rngs(0)), tmp_path))
     low = jaxgen.load(folder, dtype="bfloat16")
+    assert jaxgen.load(folder, dtype=jnp.bfloat16).config == low.config
     assert low(tokens()).hidden.dtype == jnp.bfloat16
     assert {x.dtype for x in jax.tree.leaves(nnx.state(low.model))} == {jnp.dtype("float32")}
     assert jaxgen.load(folder, modulation_shift=0.0).config.modulation_shift == 0.0
     with pytest.raises(InputError, match="no such field"):
         jaxgen.load(folder, modulation_shit=0.0)
+    for wrong in ("bf16", "float16", jnp.int32):
+        with pytest.raises(InputError, match="dtype="):
+            jaxgen.load(folder, dtype=wrong)
 
 
 # Names --------------------------------------------------------------------------------------------------------------------------
