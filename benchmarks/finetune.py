@@ -74,6 +74,7 @@ def _jaxgen(table: Path, model: str, turn: int, smoke: bool) -> tuple[float, flo
     from jaxgen.jobs import finetune as job
     from jaxgen.train import metrics
     from jaxgen.train.logging import RunLog
+    from jaxgen.train.termination import Termination
 
     c = finetune.get_config(f"{model},table")
     c.workdir, c.data.path, c.compile_cache = str(table / f"{model}_{turn}"), str(table), ""
@@ -82,9 +83,9 @@ def _jaxgen(table: Path, model: str, turn: int, smoke: bool) -> tuple[float, flo
     c.model.config.update({"n_layer": LAYERS, **dropout, **(SMOKE_FIELDS if smoke else {})})
     spent = [0.0]
     began = time.perf_counter()
-    with _silent(), _timed(metrics, "evaluate", spent), _timed(RunLog, "log", spent):
+    with _silent(), _timed(metrics, "evaluate", spent), _timed(RunLog, "log", spent), Termination(print) as termination:
         run = job.prepare(c)
-        job.train(c, run)
+        job.train(c, run, termination)
     seconds = time.perf_counter() - began
     result = json.loads((Path(c.workdir) / "result.json").read_text())
     return result["examples_per_second"], seconds, spent[0], run.tokenizer

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from jaxgen.errors import InputError
 
 LARGEST = 2**31 - 1  # what seeds, counters and indices hold on every backend
+_FINITE = 1e38  # in float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +28,16 @@ class Range:
 
     def __str__(self) -> str:
         text = f"{'above' if self.above else 'at least'} {self.low:g}"
-        return text if self.high == LARGEST else f"{text} and {'below' if self.below else 'at most'} {self.high:g}"
+        if self.high >= LARGEST:
+            return f"{text} and finite" if self.high == _FINITE else text
+        return f"{text} and {'below' if self.below else 'at most'} {self.high:g}"
 
 
 ANY = Range(-LARGEST)
 ZERO_OR_MORE = Range(0)
 ONE_OR_MORE = Range(1)
-POSITIVE = Range(0, above=True)
+POSITIVE = Range(0, _FINITE, above=True)
+NOT_NEGATIVE = Range(0, _FINITE)
 SHARE = Range(0, 1)
 BELOW_ONE = Range(0, 1, below=True)
 INSIDE = Range(0, 1, above=True, below=True)
@@ -61,15 +65,15 @@ RANGES = {
     "train.batch_size": ONE_OR_MORE,
     "train.eval_batch_size": ZERO_OR_MORE,
     "train.accumulate": ONE_OR_MORE,
-    "train.learning_rate": ZERO_OR_MORE,
+    "train.learning_rate": NOT_NEGATIVE,
     "train.betas": BELOW_ONE,
-    "train.eps": ZERO_OR_MORE,
-    "train.weight_decay": ZERO_OR_MORE,
-    "train.clip_norm": ZERO_OR_MORE,
+    "train.eps": NOT_NEGATIVE,
+    "train.weight_decay": NOT_NEGATIVE,
+    "train.clip_norm": NOT_NEGATIVE,
     "train.schedule.warmup_steps": ZERO_OR_MORE,
     "train.schedule.warmup_fraction": SHARE,
-    "train.schedule.warmup_init": ZERO_OR_MORE,
-    "train.schedule.min_lr": ZERO_OR_MORE,
+    "train.schedule.warmup_init": NOT_NEGATIVE,
+    "train.schedule.min_lr": NOT_NEGATIVE,
     "train.schedule.min_lr_fraction": SHARE,
     "train.schedule.total_steps": ZERO_OR_MORE,
     "train.ema_decay": BELOW_ONE,
@@ -87,7 +91,7 @@ RANGES = {
     "explain.plots": ZERO_OR_MORE,
     "generate.samples": ONE_OR_MORE,
     "generate.tokens": ONE_OR_MORE,
-    "generate.temperature": ZERO_OR_MORE,
+    "generate.temperature": NOT_NEGATIVE,
     "generate.top_k": ZERO_OR_MORE,
     "generate.batch_size": ONE_OR_MORE,
     "baseline.max_k": Range(1, 10),  # 4^10 columns
@@ -128,20 +132,20 @@ RANGES = {
     "perturbation.lel.n_components": ONE_OR_MORE,
     "perturbation.mlp.hidden": ONE_OR_MORE,
     "perturbation.mlp.dropout": BELOW_ONE,
-    "perturbation.mlp.learning_rate": ZERO_OR_MORE,
-    "perturbation.mlp.weight_decay": ZERO_OR_MORE,
+    "perturbation.mlp.learning_rate": NOT_NEGATIVE,
+    "perturbation.mlp.weight_decay": NOT_NEGATIVE,
     "perturbation.mlp.batch_size": ONE_OR_MORE,
     "perturbation.mlp.epochs": ONE_OR_MORE,
     "perturbation.mlp.patience": ONE_OR_MORE,
     "perturbation.concat.hidden": ONE_OR_MORE,
-    "perturbation.concat.learning_rate": ZERO_OR_MORE,
-    "perturbation.concat.weight_decay": ZERO_OR_MORE,
+    "perturbation.concat.learning_rate": NOT_NEGATIVE,
+    "perturbation.concat.weight_decay": NOT_NEGATIVE,
     "perturbation.concat.batch_size": ONE_OR_MORE,
     "perturbation.concat.epochs": ONE_OR_MORE,
     "perturbation.concat.patience": ONE_OR_MORE,
     "perturbation.xgboost.n_estimators": ONE_OR_MORE,
     "perturbation.xgboost.n_jobs": AT_ONCE,
-    "perturbation.ia3.learning_rate": ZERO_OR_MORE,
+    "perturbation.ia3.learning_rate": NOT_NEGATIVE,
     "perturbation.ia3.epochs": ONE_OR_MORE,
     "perturbation.ia3.batch_size": ONE_OR_MORE,
     "perturbation.ia3.buckets": ONE_OR_MORE,

@@ -149,5 +149,5 @@ def test_sigterm_to_the_launcher_saves_and_exits_0(fasta, tmp_path):
 def test_wrong_input_ends_both_processes(arguments, tmp_path):
     ended = helpers.finish(launch([*arguments, "--config.train.batch_size=15"], tmp_path / "run"), timeout=90)
     assert ended.code == 2
-    assert "batch size 15" in ended.err
+    assert "train.batch_size=15" in ended.err
     assert "Traceback" not in ended.err

@@ -137,7 +137,7 @@ def test_a_fine_tuned_head_predicts_both_alleles(files, tmp_path):
         ({"variants__strand": "both"}, "variants.strand='both'"),
         ({"model__name": "dnabert2_smoke"}, "byte pairs|tokenizer"),
         ({"model__name": "cnn_smoke"}, "choose a language model"),
-        ({"variants__length": "0"}, "variants.length=0: give 1 or more"),
+        ({"variants__length": "0"}, "variants.length=0 must be at least 1"),
         (
             {"variants__shifts": "0,24"},
             "variants.shifts: 24 moves the variant out of a window of variants.length=48 bases; .* from -24 to 23",
