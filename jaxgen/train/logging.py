@@ -181,6 +181,7 @@ class RunLog:
             write_atomic(self._path, "".join(line + "\n" for line in kept))
         self._lines = kept
         self._purge_step = step + 1  # tells TensorBoard to drop what it has read of later steps
+        _ = self._events  # opened here, so that its imports take none of the time of the first steps
 
     def log(self, step: int, split: str, values: Mapping[str, Any]) -> None:
         """Adds a record: the metrics `values` of `split` at `step`."""
