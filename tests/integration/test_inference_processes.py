@@ -31,6 +31,21 @@ def test_two_processes_score_as_one_does(table, tmp_path):
     np.testing.assert_allclose(two, one, rtol=1e-5)
 
 
+def test_two_processes_predict_as_one_does(table, tmp_path):
+    folder = helpers.write_table(tmp_path / "table", {"train": 32, "dev": 16, "test": 16})
+    tuned = helpers.run_job([*helpers.hyenadna(folder, train__steps=2), f"--workdir={tmp_path / 'tuned'}"])
+    assert tuned.code == 0, tuned.err
+    arguments = ["--config=configs/predict.py", *helpers.flags(init_from=tmp_path / "tuned", data__path=table, embed__batch_tokens=512)]
+    alone = helpers.run_job([*arguments, f"--workdir={tmp_path / 'one'}"])
+    assert alone.code == 0, alone.err
+    command = ["launch/local.py", "--processes=2", "--cpu", "--", *arguments, f"--workdir={tmp_path / 'two'}"]
+    both = helpers.finish(helpers.start_python(command))
+    assert both.code == 0, both.err
+    one, two = ([line.split("\t") for line in (tmp_path / name / "predictions.tsv").read_text().splitlines()] for name in ("one", "two"))
+    assert [row[0] for row in two] == [row[0] for row in one]
+    np.testing.assert_allclose(*(np.array([row[1:] for row in rows[1:]], float) for rows in (two, one)), atol=1e-5)
+
+
 def test_generation_says_that_it_takes_one_process(table, tmp_path):
     arguments = ["--config=configs/generate.py:mamba_smoke", *helpers.flags(data__path=table, **MAMBA), f"--workdir={tmp_path / 'run'}"]
     ended = helpers.finish(helpers.start_python(["launch/local.py", "--processes=2", "--cpu", "--", *arguments]))
