@@ -130,11 +130,9 @@ def start_compile_cache(folder: str) -> None:
 def main(argv: Sequence[str]) -> int:
     """Run one job; returns the exit code."""
     if not argv or {"-h", "--help", "help"} & set(argv):
-        print(help_text())
-        return 0
+        return _show(help_text())
     if argv[0] in ("--models", "--tasks"):
-        print("\n".join(names(argv[0])))
-        return 0
+        return _show("\n".join(names(argv[0])))
     from jaxgen.config import load_config
 
     spec, overrides = parse_flags(argv)
@@ -152,6 +150,14 @@ def main(argv: Sequence[str]) -> int:
             raise
         advice = "free space or choose another --workdir, then run the same command again"
         raise InputError(f"{error.filename or config.workdir}: {error.strerror}; {advice}") from error
+
+
+def _show(text: str) -> int:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `| head` has seen enough; nothing may be flushed at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _silence_echoes() -> None:

@@ -2,6 +2,9 @@
 
 import ast
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,3 +94,13 @@ def test_models_and_tasks_are_listed(capsys):
     assert main(["--models"]) == main(["--tasks"]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert {"cnn", "hyenadna_smoke", "nt_v2_50m", "table", "simulated_promoters", "gue/tf_0"} <= set(listed)
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        ended = subprocess.run([sys.executable, "-m", "jaxgen.main", "--help"], cwd=helpers.ROOT, stdout=writes, stderr=subprocess.PIPE)
+    finally:
+        os.close(writes)
+    assert (ended.returncode, ended.stderr) == (0, b"")
