@@ -48,7 +48,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.data.label_column = "label"  # table task: name of the column with the label or value
     c.data.kind = "classification"  # table task: classification or regression
     c.data.split_seed = -1  # seed of splits that the data does not bring; -1 = seed
-    c.data.max_length = 0  # tokens per example; 0 = longest training sequence, to a multiple of 8, or less where a suite says so
+    c.data.max_length = 0  # tokens per example; 0 = longest sequence, to a multiple of 8, or less where a suite says so
     c.data.buckets = 16  # most padded lengths that a table of many lengths gets, as few as leave < 5 % padding; 1 = max_length for all
     c.data.rc_aug = False  # reverse-complement training examples with probability 1/2
     c.data.max_shift = 0  # move training examples by a random number of bases up to this, either way
@@ -158,6 +158,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.benchmark.pack = 1  # seeds of one model and task that are trained together in one program, divided over the devices
     c.benchmark.dry_run = False  # list the runs and stop
     c.benchmark.kmer = True  # k-mer logistic regression beside every score; see baseline
+    c.benchmark.cnn = True  # the GenomicBenchmarks CNN beside every score: trained too where no CNN is among the models
     c.benchmark.leaks = True  # find test sequences that train or dev holds too, and score without them
     c.benchmark.leak_k = 8  # bases per k-mer of the Jaccard index
     c.benchmark.leak_jaccard = 0.7  # index from which a test sequence counts as known

@@ -4,11 +4,14 @@ From scratch on gue/prom_core_notata Mamba, Caduceus-Ph and -PS reach a test MCC
 on busy CPU cores. docs/results.md has more, and `python -m benchmarks.results` the settings:
 
     python -m jaxgen.main --config=configs/finetune.py:mamba_smoke,table --config.data.path=FOLDER --workdir=RUN
+
+A published size takes what was published for it on the task (configs/_recipes.py); `_smoke` sizes and `,TASK` take what stands below.
 """
 
 from ml_collections import ConfigDict
 
 from configs import common
+from configs._recipes import apply_published
 from jaxgen.config import split_variant
 
 
@@ -26,4 +29,6 @@ def get_config(variant: str = "") -> ConfigDict:
     c.train.learning_rate = 1e-3 if c.model.name.startswith("cnn") else 6e-4
     c.train.schedule.warmup_fraction = 0.01
     c.train.schedule.min_lr_fraction = 0.1
+    if not c.model.name.endswith("_smoke"):
+        apply_published(c)
     return c

@@ -5,11 +5,12 @@ Every mistake is one line that names the nearest valid choice.
 
 import ast
 import contextlib
+import fnmatch
 import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,22 @@ def set_field(config: ConfigDict, field: str, text: str) -> None:
     if isinstance(node[name], ConfigDict):
         raise InputError(f"--config.{field} is a group; set one of {', '.join(f'{field}.{key}' for key in node[name])}")
     node[name] = _convert(text, node[name], field)
+
+
+def matching(entries: Iterable[str], model: str, task: str, field: str = "") -> list[str]:
+    """The field=value of those entries MODELS@TASKS:field=value whose patterns are for this model and task.
+
+    Raises:
+      InputError: an entry of another form; `field` says where it stands.
+    """
+    found = []
+    for entry in entries:
+        match = re.fullmatch(r"([^@:]+)@([^:]+):([\w.]+=.*)", entry)
+        if not match:
+            raise InputError(f"{field}: {entry!r} is not MODELS@TASKS:field=value, such as mamba*@gue/*:train.epochs=3")
+        if fnmatch.fnmatchcase(model, match[1]) and fnmatch.fnmatchcase(task, match[2]):
+            found.append(match[3])
+    return found
 
 
 def _fields(node: Any) -> Iterator[str]:

@@ -8,12 +8,13 @@ others are ended and its exit code is returned; SIGTERM and SIGINT go to all of 
 signal kills them).
 
 With `--shares` they do not join in one run: each takes its share of the runs of a benchmark, on devices of its own, and goes on when
-another one fails.
+another one fails. `--dry-run` prints the commands and starts nothing.
 """
 
 import argparse
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -114,6 +115,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--devices-per-process", type=int, default=1, help="GPUs or virtual CPU devices of each (default 1)")
     parser.add_argument("--cpu", action="store_true", help="use the CPU although there are GPUs")
     parser.add_argument("--shares", action="store_true", help="processes share the runs of a benchmark instead of joining in one run")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and start nothing")
     options = parser.parse_args(arguments)
     if not forwarded:
         parser.error("nothing to run: put the arguments of jaxgen.main after --")
@@ -121,7 +123,13 @@ def main(argv: Sequence[str]) -> int:
         parser.error("--processes and --devices-per-process must be at least 1")
     cpu = options.cpu or shutil.which("nvidia-smi") is None
     found = environments(options.processes, options.devices_per_process, cpu, options.shares)
-    return run([sys.executable, "-m", "jaxgen.main", *forwarded], found, joined=not options.shares)
+    command = [sys.executable, "-m", "jaxgen.main", *forwarded]
+    if options.dry_run:
+        for environment in found:
+            own = [f"{name}={value}" for name, value in environment.items() if os.environ.get(name) != value]
+            print(shlex.join(["env", *own, *command]))
+        return 0
+    return run(command, found, joined=not options.shares)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class TableSource:
     Attributes:
         max_length: L.
         lengths: int32 (n,) positions that an example may fill: its real tokens on the longer strand, and the room for shifts.
-        truncated: number of examples that fill all L tokens and may have lost their right end.
+        truncated: number of examples that are longer than L tokens and lose their right end.
     """
 
     def __init__(
@@ -135,11 +135,14 @@ class TableSource:
 
     @property
     def truncated(self) -> int:
-        full = self._tokens == self.max_length
-        if self.tokenizer.lookup is None:
-            return int(full.sum())
-        special = self.tokenizer.special_tokens if self._options["add_special_tokens"] else 0
-        return int((self.examples.sequences.lengths + special > self.max_length).sum())
+        if self.tokenizer.lookup is not None:
+            special = self.tokenizer.special_tokens if self._options["add_special_tokens"] else 0
+            return int((self.examples.sequences.lengths + special > self.max_length).sum())
+        full, longer = np.flatnonzero(self._tokens == self.max_length), 0
+        for start in range(0, len(full), _CHUNK):
+            sequences = [self.examples.sequences[i] for i in full[start : start + _CHUNK].tolist()]
+            longer += int((self.tokenizer.encode_batch(sequences, **self._options)[1] > self.max_length).sum())
+        return longer
 
     def _columns(self, rows: np.ndarray, width: int) -> np.ndarray:
         """The `width` columns of (n, L) rows that lie opposite the padding."""
@@ -201,16 +204,38 @@ def token_length(
     return -(-max(longest, 1) // multiple) * multiple
 
 
-def table_sources(task: Task, tokenizer: Tokenizer, max_length: int = 0, *, rc_aug: bool = False, **options: Any) -> dict[str, TableSource]:
+def table_sources(
+    task: Task,
+    tokenizer: Tokenizer,
+    max_length: int = 0,
+    *,
+    rc_aug: bool = False,
+    max_shift: int = 0,
+    conjoin_train: bool = False,
+    conjoin_eval: bool = False,
+    add_special_tokens: bool = False,
+) -> dict[str, TableSource]:
     """A `TableSource` for every split of `task`, all of one length.
 
     Args:
-        max_length: 0 for the longest training sequence, rounded up to a multiple of 8.
-        rc_aug: augments the train split only.
-        **options: as for `TableSource`.
+        max_length: 0 for the longest sequence of all splits, rounded up to a multiple of 8, or `task.length` where that is less.
+        rc_aug, max_shift, conjoin_train: for the train split alone.
+        conjoin_eval: for the other splits.
     """
-    length = max_length or token_length(task.splits["train"].sequences, tokenizer, options.get("add_special_tokens", False))
+    if not max_length:
+        both = rc_aug or conjoin_train or conjoin_eval
+        splits = [examples.sequences for examples in task.splits.values()]
+        longest = max(token_length(split, tokenizer, add_special_tokens, both_strands=both) for split in splits)
+        max_length = min(longest, task.length or longest)
+    train: dict[str, Any] = {"rc_aug": rc_aug, "max_shift": max_shift, "conjoin": conjoin_train}
+    other: dict[str, Any] = {"conjoin": conjoin_eval}
     return {
-        name: TableSource(examples, tokenizer, length, rc_aug=rc_aug and name == "train", **options)
-        for name, examples in task.splits.items()
+        split: TableSource(
+            examples,
+            tokenizer,
+            max_length,
+            add_special_tokens=add_special_tokens,
+            **(train if split == "train" else other),
+        )
+        for split, examples in task.splits.items()
     }

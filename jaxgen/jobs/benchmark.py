@@ -14,7 +14,7 @@ from jaxgen.data.leaks import find_leaks
 from jaxgen.data.sequences import Sequences
 from jaxgen.data.tasks.published import published
 from jaxgen.jobs.baseline import kmer_logits
-from jaxgen.jobs.benchmark_runs import Cell, check, packs, plan, run_all, share
+from jaxgen.jobs.benchmark_runs import CNN, Cell, check, packs, plan, run_all, share
 from jaxgen.jobs.sweep import chosen_settings, sweep
 from jaxgen.jobs.tasks import load_task
 from jaxgen.jobs.training import claim_workdir, say
@@ -70,7 +70,7 @@ def _run(config: ConfigDict) -> int:
     failed |= more
     scores = [score for cell in cells if (score := _score(cell, config)) is not None]
     if scores:
-        facts = {task: _facts(task, config, cells) for task in dict.fromkeys(s.task for s in scores)}
+        facts = {task: _facts(task, config, cells, scores) for task in dict.fromkeys(s.task for s in scores)}
         lines = write_benchmark(config.workdir, scores, facts)
         table = {f"{line.task}/{line.model}": {line.metric: line.mean, "std": line.std, "n": line.n} for line in lines}
         means = {f"{line.task}/{line.model}/{line.metric}": line.mean for line in lines}
@@ -157,16 +157,19 @@ def _baselines(cell: Cell, config: ConfigDict) -> dict[str, Any]:
     return _kept(_task_folder(cell.task, config) / "baselines.json", made_with, fit)
 
 
-def _facts(name: str, config: ConfigDict, cells: Sequence[Cell]) -> TaskFacts:
+def _facts(name: str, config: ConfigDict, cells: Sequence[Cell], scores: Sequence[Score]) -> TaskFacts:
     """What stands beside the scores of a task."""
     cell = next(cell for cell in cells if cell.task == name)
     leaks = _leaks(cell, config) if config.benchmark.leaks else {}
     kept = _baselines(cell, config)
     families = {cell.label: cell.family for cell in cells}
+    label = next((label for label, family in families.items() if family == CNN), None)
+    convolutional = [s.metrics[kept["select"]] for s in scores if (s.task, s.model) == (name, label)]
+    cnn = {"CNN": {kept["select"]: float(np.mean(convolutional))}} if convolutional else {}
     return TaskFacts(
         select=kept["select"],
         category=next(category for pattern, category in _CATEGORIES if re.search(pattern, name)),
-        baselines=kept["test"],
+        baselines=kept["test"] | cnn,
         leaks={key: value for key, value in leaks.items() if key not in ("near_rows", "made_with")},
         # A label such as mamba_bpe may be what was published under that very name.
         published={

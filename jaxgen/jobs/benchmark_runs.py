@@ -1,7 +1,6 @@
 """The runs of a benchmark: which there are, which of them are whose, and running them."""
 
 import dataclasses
-import fnmatch
 import os
 import re
 import time
@@ -12,7 +11,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxgen.config import set_field, settled
+from jaxgen.config import matching, set_field, settled
 from jaxgen.errors import InputError
 from jaxgen.jobs import finetune
 from jaxgen.jobs.packing import run_packed
@@ -21,6 +20,7 @@ from jaxgen.models.registry import resolve
 
 Settings = tuple[str, ...]  # field=value
 Item = TypeVar("Item")
+CNN = "cnn"  # the family that is a baseline too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +55,8 @@ def plan(config: ConfigDict, chosen: Mapping[tuple[str, str], Settings] | None =
     models = dict(_labelled(entry) for entry in b.models)
     if len(models) != len(b.models):
         raise InputError("benchmark.models: two entries have one label; name them LABEL=MODEL")
+    if b.cnn and not any(resolve(name)[0].name == CNN for name in models.values()):
+        models[CNN] = CNN
     cells = []
     for seed in map(int, b.seeds):
         for task in b.tasks:
@@ -109,27 +111,11 @@ def _run_config(config: ConfigDict, label: str, name: str, task: str, seed: int,
     run_config.job, run_config.seed = "finetune", seed
     run_config.model.name, run_config.data.task = name, task
     run_config.data.path = "" if task.startswith("simulated_") else config.data.path
-    for setting in (*matching(config, "settings", label, task), *chosen):
+    for setting in (*matching(config.benchmark.settings, label, task, "benchmark.settings"), *chosen):
         set_field(run_config, *setting.split("=", 1))
     run_config.benchmark = ConfigDict()  # the lists may grow without touching finished runs
     run_config.workdir = str(epath.Path(config.workdir) / "runs" / task / f"{label}_{seed}")
     return settled(run_config)
-
-
-def matching(config: ConfigDict, field: str, label: str, task: str) -> list[str]:
-    """The entries field=value of `benchmark.settings` or `benchmark.sweep` that are for this model and task.
-
-    Raises:
-      InputError: an entry of another form.
-    """
-    found = []
-    for entry in config.benchmark[field]:
-        match = re.fullmatch(r"([^@:]+)@([^:]+):([\w.]+=.*)", entry)
-        if not match:
-            raise InputError(f"benchmark.{field}: {entry!r} is not MODELS@TASKS:field=value, such as mamba*@gue/*:train.epochs=3")
-        if fnmatch.fnmatchcase(label, match[1]) and fnmatch.fnmatchcase(task, match[2]):
-            found.append(match[3])
-    return found
 
 
 def share(items: Sequence[Item], text: str) -> list[Item]:

@@ -103,8 +103,13 @@ def load_splits(config: ConfigDict, n: int) -> tuple[list[perturbation_splits.Sp
         name = beside or epath.Path(config.workdir) / name
     file = epath.Path(name)
     if file.exists():
+        try:
+            content = read_pickle(file)
+        except InputError as error:
+            raise InputError(f"{file}: not a file of folds ({error}); delete it to have one written") from error
+        splits = perturbation_splits.from_content(content, n, p.folds, file)
         say(f"folds of {file}")
-        return perturbation_splits.from_content(read_pickle(file), n, p.folds, file), file
+        return splits, file
     splits = perturbation_splits.kfold(n, p.folds, config.seed)
     write_atomic(file, perturbation_splits.to_pickle(splits, n, config.seed))
     return splits, file

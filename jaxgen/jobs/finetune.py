@@ -7,7 +7,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from jaxgen.data.buckets import bucket_lengths, padded_lengths
-from jaxgen.data.pipeline import TableSource, eval_batches, token_length, train_loader
+from jaxgen.data.pipeline import eval_batches, table_sources, train_loader
 from jaxgen.errors import InputError, nearest
 from jaxgen.heads.decoder import SequenceHead
 from jaxgen.heads.predictor import DirectPredictor, SequencePredictor
@@ -62,23 +62,14 @@ def prepare(config: ConfigDict) -> Run:
     spec = with_vocabulary(config, model_spec(config))
     tokenizer = choose_tokenizer(config, spec, task.splits["train"].sequences)
     check_known(tokenizer, task.splits["train"].sequences, task.name)
-    max_length = d.max_length or min(
-        token_length(task.splits["train"].sequences, tokenizer, spec.family.special_tokens, both_strands=d.rc_aug), task.length or 2**62
-    )
+    options = {name: d[name] for name in ("rc_aug", "max_shift", "conjoin_train", "conjoin_eval")}
+    sources = table_sources(task, tokenizer, d.max_length, add_special_tokens=spec.family.special_tokens, **options)
+    max_length, truncated = sources["train"].max_length, {SPLITS.get(split, split): x.truncated for split, x in sources.items()}
+    if any(truncated.values()):
+        cut = ", ".join(f"{n:,} {split}" for split, n in truncated.items() if n)
+        say(f"note: sequences longer than {max_length} tokens lose their end: {cut} (data.max_length)")
     own_head = uses_own_head(config.head.kind, spec.family)
     spec = sized_for(config, spec, max_length, task.target.outputs if own_head else 0)
-    sources = {
-        split: TableSource(
-            examples,
-            tokenizer,
-            max_length,
-            add_special_tokens=spec.family.special_tokens,
-            rc_aug=d.rc_aug and split == "train",
-            max_shift=d.max_shift if split == "train" else 0,
-            conjoin=d.conjoin_train if split == "train" else d.conjoin_eval,
-        )
-        for split, examples in task.splits.items()
-    }
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     # Models with their own classifier take one length; unmasked models see the padding, so its amount is part of the recipe.
     most = d.buckets if spec.family.emits == "hidden" and config.model.masked else 1
@@ -100,8 +91,8 @@ def prepare(config: ConfigDict) -> Run:
             for split, ours in SPLITS.items()
         }
 
-    extra = {"task": task.name, "simulated": task.simulated, "max_length": sources["train"].max_length}
-    extra |= {"buckets": list(buckets), "pad_fraction": sources["train"].pad_fraction(buckets), "truncated": sources["train"].truncated}
+    extra = {"task": task.name, "simulated": task.simulated, "max_length": max_length}
+    extra |= {"buckets": list(buckets), "pad_fraction": sources["train"].pad_fraction(buckets), "truncated": truncated}
     if task.attainable:
         extra["attainable"] = dict(task.attainable)
         say(f"{task.name} is simulated; the generating model itself reaches {extra['attainable']}")

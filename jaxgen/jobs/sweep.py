@@ -9,8 +9,9 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from jaxgen.config import matching
 from jaxgen.errors import InputError
-from jaxgen.jobs.benchmark_runs import Cell, Settings, check, matching, plan, run_all
+from jaxgen.jobs.benchmark_runs import Cell, Settings, check, plan, run_all
 from jaxgen.jobs.training import say
 from jaxgen.train import metrics
 from jaxgen.train.benchmark_report import csv_text
@@ -73,7 +74,7 @@ def chosen_settings(config: ConfigDict) -> dict[Pair, Settings]:
 def _grid(config: ConfigDict, pair: Pair) -> list[list[str]]:
     """Every combination of the values that `benchmark.sweep` lists for a model and task."""
     axes = []
-    for entry in matching(config, "sweep", *pair):
+    for entry in matching(config.benchmark.sweep, *pair, "benchmark.sweep"):
         field, values = entry.split("=", 1)
         axes.append([f"{field}={value}" for value in values.split("|")])
     return [list(point) for point in itertools.product(*axes)]

@@ -71,10 +71,10 @@ def choose_tokenizer(config: ConfigDict, spec: ModelSpec, sequences: Iterable[by
         tokenizer = _learn(name, spec.config.vocab_size, sequences)
     if tokenizer.vocab_size > getattr(spec.config, "vocab_size", tokenizer.vocab_size):
         where = given or spec.folder or config.workdir
-        raise InputError(
-            f"{where}: {tokenizer.vocab_size} tokens, but the model has {spec.config.vocab_size}; "
-            f"set model.config.vocab_size={tokenizer.vocab_size} to train it from scratch"
-        )
+        remedy = f"set model.config.vocab_size={tokenizer.vocab_size} to train it from scratch"
+        if spec.arrays is not None:
+            remedy = "its weights were trained with another vocabulary; give that as model.tokenizer"
+        raise InputError(f"{where}: {tokenizer.vocab_size} tokens, but the model has {spec.config.vocab_size}; {remedy}")
     return tokenizer
 
 

@@ -20,7 +20,10 @@ STRATEGIES = ("add", "ew_multiply")
 
 @dataclasses.dataclass(frozen=True)
 class MixerConfig:
-    """Shape and initialisation of a mixer; the names are those of the public `ssm_cfg`. `dt_rank` 0 means ceil(d_model / 16)."""
+    """Shape and initialisation of a mixer; the names are those of the public `ssm_cfg`. `dt_rank` 0 means ceil(d_model / 16).
+
+    `scan` is the `implementation` of `selective_scan`, which changes speed and memory only and is in no file.
+    """
 
     d_model: int
     d_state: int = 16
@@ -34,6 +37,7 @@ class MixerConfig:
     dt_init_floor: float = 1e-4
     conv_bias: bool = True
     bias: bool = False
+    scan: str = "auto"
 
     @property
     def d_inner(self) -> int:
@@ -126,7 +130,8 @@ class SelectiveSSM(nnx.Module):
         keep = (lambda h: h) if mask_bl is None else (lambda h: h * mask_bl[..., None].astype(h.dtype))
         u = keep(jax.nn.silu(self.conv(keep(x), reverse=reverse)))
         delta, A, B, C = self._select(u)
-        return selective_scan(u, delta, A, B, C, self.D[...], z, self._delta_bias, delta_softplus=True, reverse=reverse)
+        options = {"delta_softplus": True, "reverse": reverse, "implementation": self.config.scan}
+        return selective_scan(u, delta, A, B, C, self.D[...], z, self._delta_bias, **options)
 
     def step(self, xz_be: jax.Array, window_bwe: jax.Array, state_ben: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """One position: (output, the last d_conv inputs (batch, d_conv, d_inner), state)."""
@@ -202,7 +207,7 @@ def read_mixer(d_model: int, ssm_cfg: dict | None) -> MixerConfig:
 def write_mixer(config: MixerConfig) -> dict:
     """The public `ssm_cfg` of a mixer."""
     fields = dataclasses.asdict(config)
-    del fields["d_model"]
+    del fields["d_model"], fields["scan"]
     return fields | {"dt_rank": config.dt_rank or "auto", "use_fast_path": True}
 
 

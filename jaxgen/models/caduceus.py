@@ -24,6 +24,7 @@ from jaxgen.models.family import Family
 
 # Of the Caduceus tokenizer: A <-> T, C <-> G, all else its own complement.
 COMPLEMENT = (0, 1, 2, 3, 4, 5, 6, 10, 9, 8, 7, 11)
+PLANT_COMPLEMENT = (0, 1, 2, 6, 5, 4, 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,14 @@ def _sizes(config: type[Config]) -> dict[str, Config]:
         "32k": config(n_layer=8),
         "131k": config(n_layer=16, remat="full"),
         "smoke": config(d_model=48, n_layer=2),
-    }
+    } | (_plant_sizes() if config.rcps else {})
+
+
+def _plant_sizes() -> dict[str, Config]:
+    """PlantCaduceus (Zhai et al. 2025), windows of 512 bases of plant genomes."""
+    plant = {"vocab_size": len(PLANT_COMPLEMENT), "complement_map": PLANT_COMPLEMENT, "residual_in_fp32": True}
+    widths = {20: 384, 24: 512, 28: 768, 32: 1024}
+    return {f"plant_l{n_layer}": PsConfig(d_model=width, n_layer=n_layer, **plant) for n_layer, width in widths.items()}
 
 
 def _hub(letters: str) -> dict[str, str]:
@@ -69,7 +77,7 @@ def _hub(letters: str) -> dict[str, str]:
         "1k": owner + "1k_d_model-256_n_layer-4_lr-8e-3",
         "1k_d118": owner + "1k_d_model-118_n_layer-4_lr-8e-3",
         "131k": owner + "131k_d_model-256_n_layer-16",
-    }
+    } | ({f"plant_l{n}": f"kuleshov-group/PlantCaduceus_l{n}" for n in (20, 24, 28, 32)} if letters == "ps" else {})
 
 
 def make_norm(config: Config, rngs: nnx.Rngs) -> nnx.Module:
@@ -308,7 +316,7 @@ def _family(name: str, config: type[Config], hub: str) -> Family:
         key_table=key_table,
         table_sizes=lambda config: {"i": config.n_layer},
         export_name=lambda name: "caduceus.backbone." + name,
-        tokenizer=lambda config: ("caduceus", {}),
+        tokenizer=lambda config: ("plantcaduceus" if config.n_tokens == 8 else "caduceus", {}),
         token_flops=_token_flops,
         strands=strands if config.rcps else None,
     )

@@ -28,7 +28,8 @@ from jaxgen.models.registry import FAMILIES, family_of, get_family
 class Pretrained:
     """A model with its weights, its tokenizer and its config. `head` holds task-head tensors of the file under their public names.
 
-    `tokenizer` is None for a model with a byte-pair encoding whose folder holds no tokenizer.json.
+    `tokenizer` is None for a model with a byte-pair encoding whose folder holds no tokenizer.json, and where the published vocabulary is
+    not the one that the weights were trained with.
     """
 
     model: nnx.Module
@@ -132,6 +133,8 @@ def load(path_or_hub_id: str, dtype: str = "float32", **fields: Any) -> Pretrain
     model = nnx.merge(graphdef, with_arrays(state, arrays))
     name, options = weights.family.tokenizer(weights.config)
     tokenizer = tokenizers.in_folder(name, weights.folder, **options) or tokenizers.published(name, **options)
+    if tokenizer is not None and tokenizer.vocab_size > getattr(weights.config, "vocab_size", tokenizer.vocab_size):
+        tokenizer = None  # ids that the model has no embedding for would give NaN
     return Pretrained(model, tokenizer, weights.config, weights.head)
 
 

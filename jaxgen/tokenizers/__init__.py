@@ -21,6 +21,7 @@ _REGISTRY: dict[str, tuple[str, str, dict[str, Any]]] = {
     "hyenadna_hf": ("char", "CharTokenizer", {"variant": "hyenadna_hf"}),
     "nt_v1": ("kmer", "NucleotideTransformerTokenizer", {"version": 1}),
     "nt_v2": ("kmer", "NucleotideTransformerTokenizer", {"version": 2}),
+    "plantcaduceus": ("char", "CharTokenizer", {"variant": "plantcaduceus"}),
 }
 
 

@@ -36,7 +36,7 @@ class TaskFacts:
     Attributes:
       select: the metric of the table.
       category: for the summary by kind of task.
-      baselines: name -> test metrics ("majority", "k-mer").
+      baselines: name -> test metrics ("majority", "k-mer", "CNN", of which the last is the mean over seeds).
       leaks: `Leaks.record()`.
       published: model -> ((source, value), ...), in the metric `select`.
       notes: differences from the public files.
@@ -63,7 +63,9 @@ class Line:
     clean_mean: float
     nan_steps: int
     seconds: float
-    baseline: float
+    majority: float
+    kmer: float
+    cnn: float
     published: float
     source: str
 
@@ -83,20 +85,23 @@ def summarise(scores: Sequence[Score], facts: Mapping[str, TaskFacts]) -> list[L
             np.array([m.get(fact.select, math.nan) for m in which]) for which in ([r.metrics for r in runs], [r.clean for r in runs])
         )
         source, value = (list(fact.published.get(model, ())) or [("", math.nan)])[0]
+        majority, kmer, cnn = (fact.baselines.get(name, {}).get(fact.select, math.nan) for name in ("majority", "k-mer", "CNN"))
         lines.append(
             Line(
-                task,
-                model,
-                fact.select,
-                len(runs),
-                float(values.mean()),
-                float(values.std(ddof=1)) if len(runs) > 1 else math.nan,
-                float(clean.mean()),
-                sum(r.nan_steps for r in runs),
-                float(np.mean([r.seconds for r in runs])),
-                fact.baselines.get("k-mer", {}).get(fact.select, math.nan),
-                value,
-                source,
+                task=task,
+                model=model,
+                metric=fact.select,
+                n=len(runs),
+                mean=float(values.mean()),
+                std=float(values.std(ddof=1)) if len(runs) > 1 else math.nan,
+                clean_mean=float(clean.mean()),
+                nan_steps=sum(r.nan_steps for r in runs),
+                seconds=float(np.mean([r.seconds for r in runs])),
+                majority=majority,
+                kmer=kmer,
+                cnn=cnn,
+                published=value,
+                source=source,
             )
         )
     return lines
@@ -163,11 +168,11 @@ def write_benchmark(folder: epath.PathLike, scores: Sequence[Score], facts: Mapp
 def markdown(lines: Sequence[Line], facts: Mapping[str, TaskFacts]) -> str:
     """The table for people, with what to know of every task below it."""
     text = [
-        "| task | model | metric | n | test | without leaks | k-mer | published | difference | NaN steps | s per run |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| task | model | metric | n | test | without leaks | majority | k-mer | CNN | published | difference | NaN steps | s per run |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:
-        beside = " | ".join(map(number, (line.clean_mean, line.baseline, line.published, line.difference)))
+        beside = " | ".join(map(number, (line.clean_mean, line.majority, line.kmer, line.cnn, line.published, line.difference)))
         cells = (
             line.task,
             line.model,
@@ -253,7 +258,7 @@ def _scores_figure(lines: Sequence[Line]) -> Any:
         shown = [mine[task] for task in tasks if task in mine]
         ax.errorbar(at, [line.mean for line in shown], [0 if math.isnan(line.std) else line.std for line in shown], fmt="o", label=model)
     for j, task in enumerate(tasks):
-        baseline = next((line.baseline for line in lines if line.task == task), math.nan)
+        baseline = next((line.kmer for line in lines if line.task == task), math.nan)
         ax.hlines(baseline, j - 0.45, j + 0.45, color="grey", linestyle="--", label="k-mer baseline" if j == 0 else None)
     ax.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
     ax.set_ylabel(" / ".join(dict.fromkeys(line.metric for line in lines)) + " on the test split")

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from absl import flags
@@ -186,6 +188,20 @@ def test_special_tokens_and_length():
     rows = source(add_special_tokens=True)
     assert rows.max_length == 16
     assert rows.batch(np.array([2]), RowRandom(0, 0, 0))["tokens"][0].tolist() == [4] * 13 + [0, 7, 1]
+
+
+@pytest.mark.parametrize("name", ["caduceus", "dnabert"])
+def test_table_sources_read_the_longest_sequence_of_any_split(name):
+    longest = {"train": 20, "dev": 31, "test": 50}
+    splits = {
+        split: Examples(Sequences.from_list([b"ACGT", b"GATTC" * (n // 5) + b"A" * (n % 5)]), np.array([0, 1]))
+        for split, n in longest.items()
+    }
+    task = dataclasses.replace(tasks.get("simulated_promoters", train=20, dev=4, test=4), splits=splits, length=0)
+    whole, cut = (table_sources(task, tokenizers.get(name), max_length) for max_length in (0, 24))
+    assert {rows.max_length for rows in whole.values()} == {56 if name == "caduceus" else 48}
+    assert {split: rows.truncated for split, rows in whole.items()} == {"train": 0, "dev": 0, "test": 0}
+    assert {split: rows.truncated for split, rows in cut.items()} == {"train": 0, "dev": 1, "test": 1}
 
 
 def test_table_sources_share_the_length_and_augment_train_only():

@@ -64,6 +64,7 @@ def test_one_command_gives_the_table_and_goes_on_with_more_seeds(root, tmp_path,
     assert steps == {"cnn_smoke": 3, "twin": 6}
     leaks = list(csv.DictReader((workdir / "leaks.csv").open()))
     assert [int(row["exact"]) for row in leaks] == [2]
+    assert (float(table[0]["majority"]), float(table[0]["cnn"])) == (0, float(table[0]["mean"]))
     page = (workdir / "table.md").read_text()
     assert "20 test rows are in train, or nearly" in page
     assert "gue/tf_0: 48 train rows, 32,378 in the published files" in page
@@ -165,11 +166,21 @@ def test_published_settings_of_one_model_on_one_task(variant, model, task, expec
     monkeypatch.setattr("jaxgen.jobs.finetune.check", lambda config: None)  # no data here
     suite, name = variant.split(",")[0], next(name for name in SUITES[variant.split(",")[0]].tasks if task in name)
     given = [("benchmark.models", model), ("benchmark.tasks", f"{suite}/{name}"), ("benchmark.seeds", "1"), ("workdir", "/nowhere")]
+    given.append(("benchmark.cnn", "false"))
     (cell,) = plan(load_config(f"configs/benchmark.py:{variant}", given))
     found = {
         field: operator.attrgetter(field if "." in field.replace("schedule.", "") else f"train.{field}")(cell.config) for field in expected
     }
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("models", "labels"),
+    [("mamba_smoke", ["mamba_smoke", "cnn"]), ("mamba_smoke,small=cnn_smoke", ["mamba_smoke", "small"]), ("cnn", ["cnn"])],
+)
+def test_a_cnn_stands_beside_every_model(root, tmp_path, models, labels):
+    cells = plan(config(root, tmp_path / "bench", benchmark__models=models, benchmark__tasks="gue/tf_0"))
+    assert [cell.label for cell in cells] == labels
 
 
 def test_a_slurm_array_takes_shares(monkeypatch):

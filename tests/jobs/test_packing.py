@@ -18,7 +18,13 @@ SETTINGS = "*@*:train.epochs=3,*@*:train.batch_size=16,*@*:data.rc_aug=true"
 
 
 def run(root: Path, workdir: Path, models: str, pack: int, settings: str = SETTINGS) -> Path:  # noqa: F811
-    fields = {"benchmark__models": models, "benchmark__seeds": "1,2,3", "benchmark__pack": str(pack), "benchmark__settings": settings}
+    fields = {
+        "benchmark__models": models,
+        "benchmark__cnn": "false",
+        "benchmark__seeds": "1,2,3",
+        "benchmark__pack": str(pack),
+        "benchmark__settings": settings,
+    }
     assert benchmark.run(config(root, workdir, **fields)) == 0
     return workdir / "runs/gue/tf_0"
 
@@ -94,7 +100,13 @@ def test_batches_of_several_lengths_run_one_after_the_other(tmp_path, capsys):
         rows = [f"{'ACGT' * (8 if i % 2 else 40)},{i // 2 % 2}\n" for i in range(64)]
         (folder / f"{split}.csv").write_text("sequence,label\n" + "".join(rows))
     settings = "*@*:train.epochs=1,*@*:train.batch_size=16"
-    fields = {"benchmark__models": "mamba_smoke", "benchmark__seeds": "1,2", "benchmark__pack": "2", "benchmark__settings": settings}
+    fields = {
+        "benchmark__models": "mamba_smoke",
+        "benchmark__cnn": "false",
+        "benchmark__seeds": "1,2",
+        "benchmark__pack": "2",
+        "benchmark__settings": settings,
+    }
     assert benchmark.run(config(tmp_path / "data", tmp_path / "runs", **fields)) == 0
     assert "one seed after the other: batches of several lengths" in capsys.readouterr().err
     assert "packed" not in json.loads((tmp_path / "runs/runs/gue/tf_0/mamba_smoke_1/result.json").read_text())

@@ -1,5 +1,6 @@
 import importlib.util
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -51,6 +52,14 @@ def test_devices(local, monkeypatch):
         assert environment["XLA_FLAGS"] == "--xla_foo=1 --xla_force_host_platform_device_count=4"
         assert environment["JAX_PLATFORMS"] == "cpu"
     assert [environment["CUDA_VISIBLE_DEVICES"] for environment in local.environments(2, 2, cpu=False)] == ["0,1", "2,3"]
+
+
+def test_dry_run_prints_commands_that_run(local, capfd):
+    assert local.main(["--dry-run", "--cpu", "--processes=2", "--shares", "--", "--config=a b.py"]) == 0
+    lines = [shlex.split(line) for line in capfd.readouterr().out.splitlines()]
+    assert [line[0] for line in lines] == ["env", "env"]
+    assert [part for line in lines for part in line if part.startswith("JAXGEN_SHARE_INDEX")] == [f"JAXGEN_SHARE_INDEX={i}" for i in (0, 1)]
+    assert all(line[-3:] == ["-m", "jaxgen.main", "--config=a b.py"] for line in lines)
 
 
 @pytest.mark.parametrize(("death", "expected"), [("sys.exit(3)", 3), ("os.kill(os.getpid(), 9)", 137)])

@@ -212,7 +212,7 @@ def test_dnabert_finetunes_from_a_language_model(tmp_path, table, run_here):
     ended = run_here([*helpers.finetune("", table, init_from=start, data__max_length=24), f"--workdir={workdir}"])
     assert ended.code == 0, ended.err
     result = json.loads((workdir / "result.json").read_text())
-    assert (result["model"], result["max_length"], result["truncated"]) == ("dnabert", 24, 120)
+    assert (result["model"], result["max_length"], result["truncated"]) == ("dnabert", 24, {"train": 120, "valid": 36, "test": 36})
     assert jaxgen.load(str(workdir)).config.num_labels == 2
 
 

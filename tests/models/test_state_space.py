@@ -98,6 +98,15 @@ def test_a_mesh_changes_nothing(sizes):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), sharded, gradient)
 
 
+@pytest.mark.parametrize("scan", ["blocked", "gpu"])
+def test_any_scan_gives_the_same(scan):
+    family, config = resolve("caduceus_ph_smoke")
+    config = dataclasses.replace(config, d_model=64, n_layer=1)  # 128 channels, as the kernel asks for
+    ids = tokens(12)
+    one, other = (family.build(dataclasses.replace(config, scan=name), nnx.Rngs(0))(ids).logits for name in ("auto", scan))
+    np.testing.assert_allclose(other, one, atol=1e-5)
+
+
 def test_a_map_in_the_order_of_strings_is_put_right(tmp_path):
     """Saved again by the hub's library, a config lists "10" before "2"; only Ph lacks the tensor that says better."""
     case = golden_case("caduceus_ps", "mlm_fused_layernorm_untied")
@@ -125,6 +134,25 @@ def test_published_sizes_have_their_published_parameters():
         family, config = resolve(name)
         model = nnx.eval_shape(lambda: family.build(config, nnx.Rngs(0)))  # noqa: B023
         assert sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param))) == 7_725_312
+
+
+def test_plantcaduceus_has_its_own_vocabulary(tmp_path):
+    family, config = resolve("caduceus_ps_plant_l20")
+    model = nnx.eval_shape(lambda: family.build(config, nnx.Rngs(0)))
+    assert sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param))) == 20_870_016  # published as 20M
+    config = dataclasses.replace(config, d_model=16, n_layer=2)
+    jaxgen.export(family.build(config, nnx.Rngs(0)), tmp_path)
+    loaded = jaxgen.load(tmp_path)
+    assert loaded.tokenizer.name == "plantcaduceus"
+    forward, reverse = (loaded.tokenizer.encode(text)[None] for text in ("GATTACA", "TGTAATC"))
+    np.testing.assert_allclose(loaded(reverse).logits[:, ::-1, list(config.complement_map)], loaded(forward).logits, atol=1e-5)
+
+
+def test_a_foreign_vocabulary_gets_no_tokenizer(tmp_path):
+    family, config = resolve("caduceus_ph_smoke")
+    config = dataclasses.replace(config, d_model=16, vocab_size=9, pad_vocab_size_multiple=1, complement_map=tuple(range(9)))
+    jaxgen.export(family.build(config, nnx.Rngs(0)), tmp_path)
+    assert jaxgen.load(tmp_path).tokenizer is None
 
 
 def test_the_yaml_typo_means_true():

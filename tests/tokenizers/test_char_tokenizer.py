@@ -73,6 +73,14 @@ def test_decode_and_bytes():
         tokenizer.decode(np.array([12]))
 
 
+def test_plantcaduceus_reads_either_case_and_adds_nothing():
+    tokenizer = tokenizers.get("plantcaduceus")
+    assert (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.mask_id, tokenizer.unk_id, tokenizer.sep_id) == (7, 0, 1, 2, None)
+    assert tokenizer.encode("ACgtN").tolist() == [3, 4, 5, 6, 2]
+    assert tokenizer.complement.tolist() == [0, 1, 2, 6, 5, 4, 3]
+    assert tokenizer.bases_per_token().tolist() == [0, 0, 0, 1, 1, 1, 1]
+
+
 def test_upper_option():
     assert tokenizers.get("character", upper=True).encode("a", add_special_tokens=False).tolist() == [7]
 
