@@ -79,6 +79,7 @@ def _jaxgen(table: Path, model: str, turn: int, smoke: bool) -> tuple[float, flo
     c = finetune.get_config(f"{model},table")
     c.workdir, c.data.path, c.compile_cache = str(table / f"{model}_{turn}"), str(table), ""
     c.train.epochs, c.train.batch_size, c.train.report, c.train.learning_rate = 1, BATCH, False, 1e-5
+    c.train.schedule.warmup_steps = 0.0
     dropout = {} if model.startswith("nt") else {"hidden_dropout": 0.0, "attention_dropout": 0.0}
     c.model.config.update({"n_layer": LAYERS, **dropout, **(SMOKE_FIELDS if smoke else {})})
     spent = [0.0]

@@ -140,12 +140,15 @@ class RunLog:
         return Path(tempfile.mkdtemp(prefix="jaxgen_events_")) if self._remote else Path(self._workdir / "tensorboard")
 
     @functools.cached_property
-    def _events(self) -> Any:
+    def _writer(self) -> Any:
         with _without("torch"):  # tensorboardX imports it where it is installed, for seconds, and needs none of it here
             from tensorboardX import SummaryWriter
+        return SummaryWriter
 
+    @functools.cached_property
+    def _events(self) -> Any:
         # The default name has the resolution of a second, and a quick resume must not replace what was written before.
-        return SummaryWriter(str(self._events_folder), purge_step=self._purge_step, filename_suffix=f".{time.time_ns()}")
+        return self._writer(str(self._events_folder), purge_step=self._purge_step, filename_suffix=f".{time.time_ns()}")
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Writes `config.json`.
@@ -181,7 +184,7 @@ class RunLog:
             write_atomic(self._path, "".join(line + "\n" for line in kept))
         self._lines = kept
         self._purge_step = step + 1  # tells TensorBoard to drop what it has read of later steps
-        _ = self._events  # opened here, so that its imports take none of the time of the first steps
+        _ = self._writer  # imported here, to take none of the time of the first steps
 
     def log(self, step: int, split: str, values: Mapping[str, Any]) -> None:
         """Adds a record: the metrics `values` of `split` at `step`."""
