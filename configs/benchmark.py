@@ -24,6 +24,7 @@ SMOKE = (
     "*@*:data.buckets=1",
     "*@gue/mouse_3:train.epochs=5",
     "*@gue/prom_core_tata:train.epochs=5",
+    "*@gue/mouse_0:train.epochs=3",
     "cnn*@*:train.batch_size=64",
     "cnn*@*:train.weight_decay=1.0",
     "cnn*@*:train.learning_rate=4e-3",
@@ -67,6 +68,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c = finetune.get_config("")
     c.job = "benchmark"
     c.benchmark.tasks = tuple(f"{suite}/{name}" for name in SUITES[suite].tasks) if suite else ()
-    c.benchmark.models = SMOKE_MODELS if kind == "smoke" else ()
+    if kind == "smoke":
+        c.benchmark.models, c.benchmark.seeds = SMOKE_MODELS, (1, 2, 3)
     c.benchmark.settings = SETTINGS[kind]
     return c

@@ -149,9 +149,10 @@ def get_config(variant: str = "") -> ConfigDict:
 
     c.benchmark = ConfigDict()  # benchmark: every model on every task with every seed; data.path holds the folders of the suites
     c.benchmark.models = ()  # FAMILY or FAMILY_SIZE, or LABEL=MODEL to have one model twice
-    c.benchmark.tasks = ()  # such as gue/tf_0, genomic_benchmarks/human_nontata_promoters
-    c.benchmark.seeds = (1, 2, 3)  # initial weights, data order, and splits that the data do not bring
+    c.benchmark.tasks = ()  # such as gue/tf_0; TASK=PATH for data of its own, NAME=PATH for your own tables under any NAME
+    c.benchmark.seeds = (1, 2, 3, 4, 5)  # initial weights, data order, and splits that the data do not bring
     c.benchmark.settings = ()  # MODELS@TASKS:field=value with * for anything, in order, e.g. mamba*@gue/*:train.epochs=3
+    c.benchmark.overrides = ()  # the same, after the settings that a config brings
     c.benchmark.sweep = ()  # tried first, the best on validation is run: MODELS@TASKS:field=v1|v2, e.g. *@*:train.learning_rate=1e-3|3e-3
     c.benchmark.sweep_seeds = (1,)  # seeds of the trials, whose validation metrics are averaged
     c.benchmark.share = "auto"  # i/n: every n-th run or pack from the i-th on; auto = all, or as launch/local.py, SLURM or Kubernetes say

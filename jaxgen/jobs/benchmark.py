@@ -128,7 +128,7 @@ def _leaks(cell: Cell, config: ConfigDict) -> dict[str, Any]:
     b = config.benchmark
 
     def find() -> dict[str, Any]:
-        task = load_task(cell.config)
+        task = load_task(cell.config, quiet=True)
         # Whatever a model may have seen, train and dev.
         seen = Sequences.from_list([*task.splits["train"].sequences, *task.splits["dev"].sequences])
         leaks = find_leaks(seen, task.splits["test"].sequences, b.leak_k, b.leak_jaccard)
@@ -144,7 +144,7 @@ def _baselines(cell: Cell, config: ConfigDict) -> dict[str, Any]:
     fields = config.baseline.to_dict() if config.benchmark.kmer else {}
 
     def fit() -> dict[str, Any]:
-        task = load_task(cell.config)
+        task = load_task(cell.config, quiet=True)
         test, names = task.splits["test"], task.target.metrics
         counts = np.bincount(task.splits["train"].targets, minlength=task.target.outputs)
         logits = {"majority": np.tile(np.eye(len(counts))[counts.argmax()], (len(test), 1))}

@@ -12,6 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxgen.config import matching, set_field, settled
+from jaxgen.data.tasks import FAMILIES
 from jaxgen.errors import InputError
 from jaxgen.jobs import finetune
 from jaxgen.jobs.packing import run_packed
@@ -52,16 +53,15 @@ def plan(config: ConfigDict, chosen: Mapping[tuple[str, str], Settings] | None =
     for name in ("models", "tasks"):
         if not b[name]:
             raise InputError(f"benchmark.{name} is empty: list at least one")
-    models = dict(_labelled(entry) for entry in b.models)
-    if len(models) != len(b.models):
-        raise InputError("benchmark.models: two entries have one label; name them LABEL=MODEL")
+    models = {label: name or label for label, name in _labelled(b.models, "models", "LABEL=MODEL").items()}
+    tasks = _labelled(b.tasks, "tasks", "NAME=PATH")
     if b.cnn and not any(resolve(name)[0].name == CNN for name in models.values()):
         models[CNN] = CNN
     cells = []
     for seed in map(int, b.seeds):
-        for task in b.tasks:
+        for task, path in tasks.items():
             for label, name in models.items():
-                run_config = _run_config(config, label, name, task, seed, (chosen or {}).get((label, task), ()))
+                run_config = _run_config(config, label, name, task, path, seed, (chosen or {}).get((label, task), ()))
                 if seed == int(b.seeds[0]):
                     _check_run(run_config)
                 cells.append(Cell(label, resolve(name)[0].name, task, seed, run_config))
@@ -100,18 +100,28 @@ def packs(cells: Sequence[Cell], size: int) -> list[list[Cell]]:
     return order
 
 
-def _labelled(entry: str) -> tuple[str, str]:
-    label, _, name = entry.partition("=")
-    return label, name or label
+def label_of(entry: str) -> str:
+    """What an entry of `benchmark.models` or `benchmark.tasks` is called in the table."""
+    return entry.partition("=")[0]
 
 
-def _run_config(config: ConfigDict, label: str, name: str, task: str, seed: int, chosen: Settings) -> ConfigDict:
+def _labelled(entries: Sequence[str], field: str, form: str) -> dict[str, str]:
+    """Label -> what stands behind its "=", or ""."""
+    found = {label_of(entry): entry.partition("=")[2] for entry in entries}
+    if len(found) != len(entries):
+        raise InputError(f"benchmark.{field}: two entries have one label; name them {form}")
+    return found
+
+
+def _run_config(config: ConfigDict, label: str, name: str, task: str, path: str, seed: int, chosen: Settings) -> ConfigDict:
     """The config of one run of the finetune job."""
-    run_config = ConfigDict(config.to_dict())
+    b, run_config = config.benchmark, ConfigDict(config.to_dict())
     run_config.job, run_config.seed = "finetune", seed
-    run_config.model.name, run_config.data.task = name, task
-    run_config.data.path = "" if task.startswith("simulated_") else config.data.path
-    for setting in (*matching(config.benchmark.settings, label, task, "benchmark.settings"), *chosen):
+    run_config.model.name = name
+    run_config.data.task = "table" if path and "/" not in task and task not in FAMILIES else task
+    run_config.data.path = path or ("" if task.startswith("simulated_") else config.data.path)
+    rules = [*matching(b.settings, label, task, "benchmark.settings"), *matching(b.overrides, label, task, "benchmark.overrides")]
+    for setting in (*rules, *chosen):
         set_field(run_config, *setting.split("=", 1))
     run_config.benchmark = ConfigDict()  # the lists may grow without touching finished runs
     run_config.workdir = str(epath.Path(config.workdir) / "runs" / task / f"{label}_{seed}")

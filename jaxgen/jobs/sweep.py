@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxgen.config import matching
 from jaxgen.errors import InputError
-from jaxgen.jobs.benchmark_runs import Cell, Settings, check, plan, run_all
+from jaxgen.jobs.benchmark_runs import Cell, Settings, check, label_of, plan, run_all
 from jaxgen.jobs.training import say
 from jaxgen.train import metrics
 from jaxgen.train.benchmark_report import csv_text
@@ -82,9 +82,9 @@ def _grid(config: ConfigDict, pair: Pair) -> list[list[str]]:
 
 def _trials(config: ConfigDict, pair: Pair) -> list[Trial]:
     label, task = pair
-    entry = next(entry for entry in config.benchmark.models if entry.partition("=")[0] == label)
-    one = ConfigDict(config.to_dict())
-    one.benchmark.update({"models": (entry,), "tasks": (task,), "seeds": tuple(config.benchmark.sweep_seeds)})
+    b, one = config.benchmark, ConfigDict(config.to_dict())
+    only = {"models": [x for x in b.models if label_of(x) == label], "tasks": [x for x in b.tasks if label_of(x) == task]}
+    one.benchmark.update({name: tuple(entries) for name, entries in only.items()} | {"seeds": tuple(b.sweep_seeds)})
     trials = []
     for settings in _grid(config, pair):
         name = "_".join(settings).replace("/", "-")
@@ -112,7 +112,8 @@ def _folder(config: ConfigDict, pair: Pair) -> epath.Path:
 
 
 def _records(config: ConfigDict) -> list[dict]:
-    pairs = [(entry.partition("=")[0], task) for task in config.benchmark.tasks for entry in config.benchmark.models]
+    b = config.benchmark
+    pairs = [(label_of(model), label_of(task)) for task in b.tasks for model in b.models]
     files = [_folder(config, pair) / "chosen.json" for pair in pairs]
     return [json.loads(file.read_text()) for file in files if file.exists()]
 

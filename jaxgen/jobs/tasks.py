@@ -11,14 +11,16 @@ from jaxgen.data.tasks.suites import SUITES
 from jaxgen.jobs.training import say
 
 
-def load_task(config: ConfigDict) -> Task:
-    """The task of `data.task`, read from `data.path` where it reads files; its notes and the licence of its suite are printed.
+def load_task(config: ConfigDict, quiet: bool = False) -> Task:
+    """The task of `data.task`, read from `data.path` where it reads files; unless `quiet`, its notes and the licence of its suite are printed.
 
     A config that trains on simulated data by default trains on `data.path` once that is given.
     """
     d = config.data
     name, options = _named(config)
     task = tasks.get(name, seed=config.seed if d.split_seed < 0 else d.split_seed, **options)
+    if quiet:
+        return task
     for note in task.notes:
         say(f"note: {note}")
     suite = SUITES.get(task.name.partition("/")[0])

@@ -117,6 +117,10 @@ def test_a_failing_run_is_named_and_the_others_go_on(root, tmp_path, capfd):
         ({"benchmark__models": ""}, "benchmark.models is empty"),
         ({"benchmark__models": "cnn_smok"}, "did you mean 'smoke'"),
         ({"benchmark__models": "cnn_smoke,cnn_smoke"}, "one label"),
+        ({"benchmark__tasks": "gue/tf_0,gue/tf_0=/nowhere"}, "benchmark.tasks: two entries have one label"),
+        ({"benchmark__tasks": "mine=/nowhere"}, "cnn_smoke on table: /nowhere: no such file or folder"),
+        ({"benchmark__tasks": "geu/tf_0=/nowhere"}, "unknown task 'geu/tf_0'; did you mean 'gue'?"),
+        ({"benchmark__overrides": "train.epochs=1"}, "benchmark.overrides: 'train.epochs=1' is not MODELS@"),
         ({"benchmark__settings": "train.epochs=1"}, "MODELS@TASKS:field=value"),
         ({"benchmark__settings": "*@*:train.epoch=1"}, "train.epoch"),
         ({"benchmark__tasks": "gue/tf_9"}, "unknown task gue/tf_9; did you mean 'tf_4'?"),
@@ -181,6 +185,29 @@ def test_published_settings_of_one_model_on_one_task(variant, model, task, expec
 def test_a_cnn_stands_beside_every_model(root, tmp_path, models, labels):
     cells = plan(config(root, tmp_path / "bench", benchmark__models=models, benchmark__tasks="gue/tf_0"))
     assert [cell.label for cell in cells] == labels
+
+
+def test_tasks_with_data_of_their_own_and_further_settings(root, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "gue").mkdir(parents=True)
+    (elsewhere / "gue" / "tf_1").symlink_to((root / "gue" / "tf_0").resolve())
+    fields = {
+        "benchmark__models": "cnn_smoke",
+        "benchmark__tasks": f"gue/tf_0,gue/tf_1={elsewhere},mine={root / 'gue/tf_0'}",
+        "benchmark__overrides": "*@mine:train.epochs=3,*@*:train.select=accuracy",
+        "benchmark__kmer": "false",
+    }
+    cells = plan(config(root, tmp_path / "bench", **fields))
+    assert [(cell.task, cell.config.data.task, cell.config.data.path) for cell in cells] == [
+        ("gue/tf_0", "gue/tf_0", str(root)),
+        ("gue/tf_1", "gue/tf_1", str(elsewhere)),
+        ("mine", "table", str(root / "gue/tf_0")),
+    ]
+    assert [(cell.config.train.epochs, cell.config.train.select) for cell in cells] == [(1, "accuracy"), (1, "accuracy"), (3, "accuracy")]
+    only = config(root, tmp_path / "bench", **(fields | {"benchmark__tasks": f"mine={root / 'gue/tf_0'}"}))
+    assert benchmark.run(only) == 0
+    (row,) = csv.DictReader((tmp_path / "bench" / "table.csv").open())
+    assert (row["task"], row["model"]) == ("mine", "cnn_smoke")
 
 
 def test_a_slurm_array_takes_shares(monkeypatch):

@@ -9,7 +9,7 @@ from jaxgen.data.tasks.base import Examples, Target, Task
 from jaxgen.data.tasks.suites import SUITES
 from jaxgen.errors import InputError, nearest
 
-__all__ = ["Examples", "Target", "Task", "check", "get", "names"]
+__all__ = ["FAMILIES", "Examples", "Target", "Task", "check", "get", "names"]
 
 # name -> (module, fixed options). A family with many members, such as gue/tf_0, registers "gue"; the rest of the name is
 # passed to its `load` as `member`.
@@ -19,6 +19,9 @@ _REGISTRY: dict[str, tuple[str, dict[str, Any]]] = {
     "simulated_promoters": ("simulated_promoters", {}),
     **{suite: ("suite", {"suite": suite}) for suite in SUITES},
 }
+
+
+FAMILIES = frozenset(_REGISTRY)  # what a task's name begins with, up to a "/"
 
 
 def _download_hint(family: str) -> str:
