@@ -12,7 +12,9 @@ from jaxgen.jobs.training import say
 
 
 def load_task(config: ConfigDict, quiet: bool = False) -> Task:
-    """The task of `data.task`, read from `data.path` where it reads files; unless `quiet`, its notes and the licence of its suite are printed.
+    """The task of `data.task`, read from `data.path` where it reads files.
+
+    Its notes and the licence of its suite are printed, unless `quiet`.
 
     A config that trains on simulated data by default trains on `data.path` once that is given.
     """
