@@ -8,7 +8,6 @@ from jaxgen.data.augment import COMPLEMENT, PLAIN
 from jaxgen.data.segments import Encoder, Segments, Step
 from jaxgen.data.sequences import Sequences
 from jaxgen.errors import InputError
-from jaxgen.tokenizers.base import Tokenizer
 
 LETTERS = np.frombuffer(b"ACGT", np.uint8)
 _CODES = np.full(256, -1, np.int8)
@@ -98,7 +97,7 @@ class Mutants:
         site[~is_first] = np.repeat(sites, 3)
         code[~is_first] = ((codes(sequences)[sites][:, None] + np.arange(1, 4, dtype=np.int8)) % 4).reshape(-1)
         row, strand = np.repeat(np.arange(len(owner)), len(strands)), np.tile(strands, len(owner))
-        if has_fixed_tokens(encoder.tokenizer):
+        if encoder.tokenizer.fixed_tokens:
             tokens = np.stack([encoder.lengths(turn)[owner] for turn in strands], 1).reshape(-1)
         else:
             counted = []
@@ -130,38 +129,13 @@ def framed(encoder: Encoder, texts: list[bytes], real: np.ndarray, width: int) -
     return {"tokens": ids, "mask": tokenizer.attention_mask(lengths, width), "bases": bases.astype(np.int32)}
 
 
-def has_fixed_tokens(tokenizer: Tokenizer) -> bool:
-    """Whether a changed base leaves the number of tokens, and all those that do not hold it, as they were; not so for byte pairs."""
-    return "bpe" not in tokenizer.name
-
-
-def spans(encoder: Encoder, row: int, strand: int) -> tuple[np.ndarray, np.ndarray]:
-    """(first base, number of bases), int64 (tokens,) each, of the tokens of a sequence without special ones, along the strand.
-
-    Overlapping k-mers share bases; an unknown letter, and N, is one token.
-
-    Raises:
-        InputError: tokens that do not add up to the sequence, as after an N within a byte pair.
-    """
-    tokenizer, n = encoder.tokenizer, int(encoder.sequences.lengths[row])
-    ids = tokenizer.encode(encoder.text(row, strand), add_special_tokens=False)
-    overlap = sum(tokenizer.mask_span)
-    counts = np.full(len(ids), overlap + 1) if overlap else np.maximum(tokenizer.bases_per_token()[ids], 1).astype(np.int64)
-    first = np.arange(len(ids)) if overlap else np.cumsum(counts) - counts
-    if len(ids) and first[-1] + counts[-1] != n:
-        raise InputError(
-            f"the tokens of {tokenizer.name!r} do not line up with the bases of sequence {row + 1}, which holds N; leave grad_x_input out"
-        )
-    return first, counts
-
-
 def spread_over_bases(encoder: Encoder, row: int, strand: int, values: np.ndarray) -> np.ndarray:
     """float32 (bases,), in the direction of the sequence as written: the value of each token, divided evenly among its bases.
 
     Args:
         values: float (tokens,), without special tokens, along the strand.
     """
-    first, counts = spans(encoder, row, strand)
+    first, counts = encoder.tokenizer.spans(encoder.text(row, strand))
     base = np.repeat(first - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
     total = np.bincount(base, np.repeat(values / counts, counts), int(encoder.sequences.lengths[row]))
     return total[:: -1 if strand else 1].astype(np.float32)
@@ -193,7 +167,7 @@ class HiddenTokens:
         """Passes for all sites, on every strand.
 
         Raises:
-            InputError: a tokenizer without a mask token; see `spans`.
+            InputError: a tokenizer without a mask token.
         """
         tokenizer, sequences = encoder.tokenizer, encoder.sequences
         if tokenizer.mask_id is None:
@@ -205,7 +179,7 @@ class HiddenTokens:
             low, high = sequences.offsets[row : row + 2]
             own = sites[slice(*np.searchsorted(sites, [low, high]))]
             for strand in strands if len(own) else ():
-                first, _ = spans(encoder, row, strand)
+                first, _ = tokenizer.spans(encoder.text(row, strand))
                 along = high - 1 - own[::-1] if strand else own - low  # ascending along the strand
                 ordered = own[::-1] if strand else own
                 if overlap:

@@ -35,7 +35,7 @@ class Encoder:
 
     def __init__(self, sequences: Sequences, tokenizer: Tokenizer, special_tokens: bool):
         self.sequences, self.tokenizer, self.special_tokens = sequences, tokenizer, special_tokens
-        self.prefix, self.suffix = _frame(tokenizer) if special_tokens else (np.zeros(0, np.int32), np.zeros(0, np.int32))
+        self.prefix, self.suffix = frame(tokenizer) if special_tokens else (np.zeros(0, np.int32), np.zeros(0, np.int32))
         self._lengths: dict[int, np.ndarray] = {}
         self._content = lru_cache(maxsize=4)(self._encode_content)  # the windows of a sequence come one after the other
 
@@ -82,7 +82,7 @@ class Encoder:
         return self.tokenizer.encode(self.text(row, strand), add_special_tokens=False)
 
 
-def _frame(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+def frame(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """The special tokens before and after a sequence."""
     whole, content = tokenizer.encode(b"ACGTACGTACGT"), tokenizer.encode(b"ACGTACGTACGT", add_special_tokens=False)
     for at in range(len(whole) - len(content) + 1):

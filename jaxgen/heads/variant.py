@@ -43,7 +43,8 @@ class VariantScorer(nnx.Module):
     """Both alleles of a batch -> float32 (batch, 3 + 2 * outputs): log-likelihood ratio, L2 and cosine distance, then the predictions.
 
     The batch has `tokens` int and `mask` bool (batch, length, 2), reference and alternative on the last axis; `index` int (batch,), the
-    token of the variant; and `aligned` bool (batch,), whether all differences of the tokens are at the variant.
+    token of the variant; and `aligned` bool (batch,), whether tokens at one place stand for the same bases. Where tokens differ in length,
+    as byte pairs do, it also has `near` bool (batch, length, 2): whose hidden states are averaged.
 
     The ratio is log P(alternative) - log P(reference) in nats: of the whole windows under a causal model; under a masked one of the
     tokens that differ, all of them hidden, and NaN where the rows are not aligned, as after an insertion. It is NaN for a model without a
@@ -75,7 +76,9 @@ class VariantScorer(nnx.Module):
     def __call__(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         tokens, mask = (jnp.concatenate([batch[name][..., 0], batch[name][..., 1]]) for name in ("tokens", "mask"))
         output = self.backbone(tokens, mask=mask if self.masked else None)
-        if self.window_bp:
+        if "near" in batch:
+            pooled = pool(output.hidden, "mean", jnp.concatenate([batch["near"][..., 0], batch["near"][..., 1]]))
+        elif self.window_bp:
             index = jnp.concatenate([batch["index"]] * 2)
             pooled = window_mean(output.hidden, index, self.window_bp, self.bp_per_token)
         else:

@@ -75,7 +75,7 @@ def run(config: ConfigDict) -> int:
     digest = hashlib.sha256(json.dumps([*settings, encoder.tokenizer.vocabulary()]).encode()).hexdigest()
     runner = _Runner(config, encoder, spec, mesh, graphdef, state, digest)
     # A masked language model is asked for all letters at a hidden place; every other model reads every mutant.
-    hides = not ends_in_head and not spec.family.causal and mutants.has_fixed_tokens(encoder.tokenizer)
+    hides = not ends_in_head and not spec.family.causal and encoder.tokenizer.fixed_tokens
     mutated = Mutants.of(encoder, sites if "ism" in x.methods and not hides else sites[:0], turns)
     values = runner.rows("outputs", mutated.segments, mutated.batch, Explainer.outputs, width)
     outputs = values[mutated.code < 0]

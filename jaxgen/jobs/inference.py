@@ -48,16 +48,12 @@ def variant_model(config: ConfigDict) -> tuple[ModelSpec, Tokenizer]:
     """The model of a job that reads the alleles of variants, and its tokenizer.
 
     Raises:
-      InputError: no model, one without hidden states of tokens, or one of byte pairs.
+      InputError: no model, or one without hidden states of tokens.
     """
     spec = model_spec(config)
     if spec.family.emits != "hidden" or spec.family.inputs != "tokens":
         raise InputError(f"model {spec.family.name!r} reads no tokens or has no hidden states; choose a language model")
-    tokenizer = choose_tokenizer(config, spec, [])
-    if "bpe" in tokenizer.name:
-        raise InputError(
-            f"model {spec.family.name!r} reads byte pairs, whose tokens change far from a variant; choose one of bases or k-mers"
-        )
+    tokenizer = choose_tokenizer(config, spec)
     if spec.arrays is None:
         say("note: the weights are random; give trained ones with --config.init_from")
     return spec, tokenizer

@@ -69,7 +69,7 @@ def run(config: ConfigDict) -> int:
     data = read_named_sequences(d.path, e.id_column, d.sequence_column)
     for note in data.notes:
         say(f"note: {note}")
-    tokenizer = choose_tokenizer(config, tuned.spec, [])
+    tokenizer = choose_tokenizer(config, tuned.spec)
     encoder = Encoder(data.sequences, tokenizer, tuned.spec.family.special_tokens)
     strand = "average" if tuned.both_strands or d.conjoin_eval else "forward"
     segments = Segments.of(encoder, strand, tuned.max_length, e.too_long, data.ids, d.path)

@@ -46,6 +46,10 @@ def run(config: ConfigDict) -> int:
     if open_workdir(config, ".*.npy.progress"):
         return 0
     spec, tokenizer = variant_model(config)
+    if not tokenizer.fixed_tokens:
+        raise InputError(
+            f"model {spec.family.name!r} reads byte pairs, whose tokens change far from a variant; choose one of bases or k-mers"
+        )
     protocol = _protocol(config, spec)
     splits, attainable = _data(config)
     tissues = encode_tissues(splits, config.faithful)

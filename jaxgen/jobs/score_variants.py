@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from jaxgen.data.augment import reverse_complement
 from jaxgen.data.embeddings import EmbeddingFile
 from jaxgen.data.genome import Genome
-from jaxgen.data.segments import STRANDS
+from jaxgen.data.segments import STRANDS, frame
 from jaxgen.data.variants import Variants, allele_windows, annotate_vcf, longest_allele, read_variants
 from jaxgen.errors import InputError, nearest
 from jaxgen.heads.variant import VariantScorer
@@ -90,7 +90,8 @@ def run(config: ConfigDict) -> int:
     missing = int(np.isnan(values[:, 0]).sum())
     if missing:
         say(
-            f"note: {missing} alleles without a likelihood ratio (insertions and deletions under a masked model, or no language-model head)"
+            f"note: {missing} alleles without a likelihood ratio (under a masked model insertions, deletions and byte pairs that are "
+            "cut otherwise; or no language-model head)"
         )
     metrics = {"all": {name: float(np.nanmean(column)) for name, column in zip(names, values.T) if np.isfinite(column).any()}}
     result = {"job": "score_variants", "model": spec.family.name, "metrics": metrics, "rows": len(variants), "missing": missing, **rate}
@@ -103,13 +104,20 @@ def run(config: ConfigDict) -> int:
 
 
 class Windows:
-    """Batches of both alleles in a window, in every view: a strand and a shift of the variant from the middle."""
+    """Batches of both alleles in a window, in every view: a strand and a shift of the variant from the middle.
 
-    def __init__(
-        self, genome: Genome, variants: Variants, tokenizer: Tokenizer, special_tokens: bool, length: int, strand: str, shifts: Any
-    ):
+    Args:
+      fields: `variants` of the config.
+
+    Attributes:
+      width: tokens of a row.
+    """
+
+    def __init__(self, genome: Genome, variants: Variants, tokenizer: Tokenizer, special_tokens: bool, fields: ConfigDict):
         self.genome, self.variants, self.tokenizer, self.special_tokens = genome, variants, tokenizer, special_tokens
-        self.length, self.views = length, [(turn, int(shift)) for turn in STRANDS[strand] for shift in shifts]
+        self.length, self.near = fields.length, fields.window
+        self.views = [(turn, int(shift)) for turn in STRANDS[fields.strand] for shift in fields.shifts]
+        self.before = len(frame(tokenizer)[0]) if special_tokens else 0
         # Rows of one width compile once. K-mer tokenizers spell windows with N out base by base: the longest row says how wide.
         longest = np.argmax([max(len(ref), len(alt)) for ref, alt in zip(variants.refs, variants.alts)])
         rows = np.arange(len(variants)) if tokenizer.lookup is None else np.array([longest])
@@ -139,14 +147,34 @@ class Windows:
         # The variant is where the rows begin to differ on the forward strand, and where they end to on the other one.
         index = wide - 1 - differ[:, ::-1].argmax(1) if turn else differ.argmax(1)
         same = np.array([len(self.variants.refs[row]) == len(self.variants.alts[row]) for row in rows.tolist()])
-        return {"tokens": np.stack(ids, -1), "mask": np.stack(masks, -1), "index": index.astype(np.int32), "aligned": same}
+        batch = {"tokens": np.stack(ids, -1), "mask": np.stack(masks, -1), "index": index.astype(np.int32), "aligned": same}
+        if self.tokenizer.fixed_tokens:
+            return batch
+        place = self.length // 2 + shift
+        near, cut_alike = self._near(texts, batch["mask"], self.length - 1 - place if turn else place)
+        return batch | {"near": near, "aligned": same & cut_alike}
+
+    def _near(self, texts: Sequence[np.ndarray], mask: np.ndarray, place: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where byte pairs lie: `near` of the scorer for the window around the base `place`, and bool (b,), whether both alleles of a row
+        are cut at the same bases."""
+        near, half = mask.copy(), self.near // 2
+        cut_alike = np.ones(len(mask), bool)
+        for row in range(len(mask)):
+            spans = [self.tokenizer.spans(text[row].tobytes()) for text in texts]
+            cut_alike[row] = np.array_equal(spans[0][0], spans[1][0])
+            for allele, (first, count) in enumerate(spans):
+                content = np.flatnonzero(mask[row, :, allele])[self.before :][: len(first)]
+                if self.near:
+                    near[row, :, allele] = False
+                    near[row, content, allele] = (first <= place + half) & (first + count > place - half)
+        return near, cut_alike
 
 
 def _prepare(config: ConfigDict, genome: Genome, variants: Variants) -> tuple[ModelSpec, Tokenizer, Windows]:
     """The model, its tokenizer, and the windows that it reads."""
     v = config.variants
     spec, tokenizer = variant_model(config)
-    windows = Windows(genome, variants, tokenizer, spec.family.special_tokens, v.length, v.strand, v.shifts)
+    windows = Windows(genome, variants, tokenizer, spec.family.special_tokens, v)
     if spec.arrays is None:
         spec = sized_for(config, spec, windows.width)
     longest = spec.family.longest(spec.config)

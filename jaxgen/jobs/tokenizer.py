@@ -38,14 +38,15 @@ def _size_to_learn(given: str) -> int:
     return int(given.removeprefix("bpe:")) if re.fullmatch(r"bpe:\d{1,6}", given) else 0
 
 
-def choose_tokenizer(config: ConfigDict, spec: ModelSpec, sequences: Iterable[bytes]) -> Tokenizer:
+def choose_tokenizer(config: ConfigDict, spec: ModelSpec, sequences: Iterable[bytes] | None = None) -> Tokenizer:
     """The first there is: the resumed run's own, `model.tokenizer`, the starting checkpoint's, the published one, one learned.
 
     Args:
-      sequences: of the training split, from which a byte-pair encoding is learned for a model from scratch.
+      sequences: of the training split, from which a byte-pair encoding is learned for a model from scratch; none where nothing is trained.
 
     Raises:
-      InputError: no tokenizer where `model.tokenizer` or the checkpoint should have one, or one with more tokens than the model.
+      InputError: no tokenizer and nothing to learn one from, none where `model.tokenizer` or the checkpoint should have one, or one with more
+        tokens than the model.
     """
     name, options = spec.family.tokenizer(spec.config)
     workdir, given = epath.Path(str(config.workdir)), str(config.model.tokenizer)
@@ -99,9 +100,11 @@ def _unknown(tokenizer: Tokenizer, texts: list[bytes]) -> float:
     return float(np.mean(ids == tokenizer.unk_id)) if len(ids) and tokenizer.unk_id is not None else 0.0
 
 
-def _learn(name: str, vocab_size: int, sequences: Iterable[bytes]) -> Tokenizer:
+def _learn(name: str, vocab_size: int, sequences: Iterable[bytes] | None) -> Tokenizer:
     from jaxgen.tokenizers.bpe import train_bpe
 
+    if sequences is None:
+        raise InputError("the model reads byte pairs and has no vocabulary: give one as model.tokenizer, or a trained model as init_from")
     tokenizer = train_bpe(sequences, vocab_size, name.removesuffix("_bpe"))
     say(f"no vocabulary given: learned {tokenizer.vocab_size:,} tokens from the training split")
     return tokenizer

@@ -28,6 +28,8 @@ class Tokenizer(ABC):
         complement: int32 (vocab_size,), id -> id of the complementary base, where one id is one base; otherwise None.
         lookup: int32 (256,), byte -> id, where one byte is one id (used by the vectorised pipelines); otherwise None.
         mask_span: how many tokens before and after a masked one are masked with it, because they overlap.
+        fixed_tokens: whether a changed base leaves the number of tokens, and all those that do not hold it, as they were; not so for byte
+            pairs.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Tokenizer(ABC):
     complement: np.ndarray | None = None
     lookup: np.ndarray | None = None
     mask_span: tuple[int, int] = (0, 0)
+    fixed_tokens: bool = True
 
     @abstractmethod
     def encode(self, sequence: bytes | str, *, add_special_tokens: bool = True, max_length: int | None = None) -> np.ndarray:
@@ -56,6 +59,17 @@ class Tokenizer(ABC):
     @abstractmethod
     def bases_per_token(self) -> np.ndarray:
         """int32 (vocab_size,): how many of A, C, G, T a token adds to a sequence; 0 if it is special or holds another letter."""
+
+    def spans(self, sequence: bytes | str) -> tuple[np.ndarray, np.ndarray]:
+        """(first base, number of bases), int64 (n,) each, of the tokens of a sequence without special ones.
+
+        Overlapping k-mers share bases; a letter outside the vocabulary is a token of its own.
+        """
+        ids, shared = self.encode(sequence, add_special_tokens=False), sum(self.mask_span)
+        if shared:
+            return np.arange(len(ids)), np.full(len(ids), shared + 1)
+        counts = np.maximum(self.bases_per_token()[ids], 1).astype(np.int64)
+        return np.cumsum(counts) - counts, counts
 
     def vocabulary(self) -> dict[str, str]:
         """File name -> content of the files that hold the vocabulary; none where name and options say everything."""

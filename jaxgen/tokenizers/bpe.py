@@ -37,6 +37,7 @@ class BPETokenizer(FramedTokenizer):
 
     files: ClassVar = (("tokenizer.json",), ("vocab.json", "merges.txt"))
     needs_file = True
+    fixed_tokens = False
 
     def __init__(self, file: epath.PathLike = "", *, kind: str = ""):
         self.name = f"{kind}_bpe" if kind else "bpe"
@@ -76,6 +77,11 @@ class BPETokenizer(FramedTokenizer):
             rows = [row[:budget] for row in rows]
         counts = np.fromiter(map(len, rows), np.int64, len(rows))
         return as_rows(np.fromiter(itertools.chain.from_iterable(rows), np.int32, int(counts.sum())), counts), counts
+
+    def spans(self, sequence: bytes | str) -> tuple[np.ndarray, np.ndarray]:
+        text = sequence if isinstance(sequence, str) else bytes(sequence).decode("utf-8", "replace")
+        offsets = np.array(self._tokenizer.encode(text, add_special_tokens=False).offsets, np.int64).reshape(-1, 2)
+        return offsets[:, 0], offsets[:, 1] - offsets[:, 0]
 
     def decode(self, ids: np.ndarray) -> str:
         ids = np.asarray(ids).reshape(-1)

@@ -74,7 +74,7 @@ def test_tokens_are_spread_over_their_bases(name, strand):
     reader = encoder(name, [b"ACGTTGCAACGTA", b"GGACGTTNTACGATTGG"])
     for row, text in enumerate(reader.sequences):
         text = reverse_complement_text(text) if strand else text
-        first, counts = mutants.spans(reader, row, strand)
+        first, counts = reader.tokenizer.spans(text)
         ids = reader.tokenizer.encode(text, add_special_tokens=False)
         for start, n, token in zip(first, counts, ids):
             piece = text[start : start + n]

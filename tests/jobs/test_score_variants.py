@@ -1,6 +1,7 @@
 """Variant scoring through the command, against loops over single alleles with strings cut by hand."""
 
 import csv
+import dataclasses
 import gzip
 import json
 from pathlib import Path
@@ -18,12 +19,14 @@ from jaxgen.errors import InputError
 from jaxgen.jobs import inference, score_variants
 from jaxgen.models import caduceus, mamba
 from jaxgen.models.registry import resolve
+from jaxgen.tokenizers.bpe import train_bpe
 
 pysam = pytest.importorskip("pysam")
 LENGTH = 48
 DNA = "".join(np.random.default_rng(3).choice(list("ACGT"), 400))
 # contig position (from 1), allele
 EDITS = [(100, DNA[99], "ACGT"[("ACGT".index(DNA[99]) + 1) % 4]), (4, DNA[3], "ACGT"[("ACGT".index(DNA[3]) + 2) % 4])]
+BYTE_PAIRS = ("dnabert2_smoke", "gpt_neo_smoke")
 EDITS += [(200, DNA[199:202], DNA[199]), (300, DNA[299], DNA[299] + "GATT"), (398, DNA[397], "ACGT"[("ACGT".index(DNA[397]) + 3) % 4])]
 
 
@@ -46,6 +49,9 @@ def weights(tmp_path_factory):
         family, config = resolve(name)
         if name.startswith("hyenadna"):
             config = family.for_task(config, LENGTH + 2, 0)
+        if name in BYTE_PAIRS:
+            config = dataclasses.replace(config, vocab_size=300)
+            train_bpe([DNA], 300, family.tokenizer(config)[0].removesuffix("_bpe")).save(folder)
         jaxgen.export(family.build(config, nnx.Rngs(5)), folder)
         return str(folder)
 
@@ -60,7 +66,9 @@ def config(files, workdir: Path, **fields: str):
     return load_config("configs/score_variants.py", list((given | {k.replace("__", "."): v for k, v in fields.items()}).items()))
 
 
-def by_hand(model: jaxgen.Pretrained, name: str, position: int, ref: str, alt: str, turn: bool, shift: int) -> tuple[float, float, float]:
+def by_hand(
+    model: jaxgen.Pretrained, name: str, position: int, ref: str, alt: str, turn: bool, shift: int, window: int = 0
+) -> tuple[float, float, float]:
     """(ratio, L2, cosine) of one allele in one view."""
     start, middle = position - 1, LENGTH // 2 + shift
     texts = []
@@ -69,13 +77,13 @@ def by_hand(model: jaxgen.Pretrained, name: str, position: int, ref: str, alt: s
         text = whole[60 + start - middle :][:LENGTH]
         texts.append(text[::-1].translate(str.maketrans("ACGT", "TGCA")) if turn else text)
     family = resolve(name)[0]
-    ids, _ = model.tokenizer.encode_batch(texts, add_special_tokens=family.special_tokens)
+    ids = [model.tokenizer.encode(text, add_special_tokens=family.special_tokens) for text in texts]
     output = [model(row[None], mask=jnp.ones((1, len(row)), bool)) for row in ids]
     logits = [np.asarray(jax.nn.log_softmax(o.logits[0].astype(jnp.float32))) for o in output]
     if family.causal:
         total = [log[np.arange(len(row) - 1), row[1:]].sum() for log, row in zip(logits, ids)]
         ratio = total[1] - total[0]
-    elif len(ref) != len(alt):
+    elif len(ref) != len(alt) or cuts(model, ids[0]) != cuts(model, ids[1]):
         ratio = float("nan")
     else:
         differ = ids[0] != ids[1]
@@ -83,8 +91,37 @@ def by_hand(model: jaxgen.Pretrained, name: str, position: int, ref: str, alt: s
         log = np.asarray(jax.nn.log_softmax(model(hidden[None], mask=jnp.ones((1, len(hidden)), bool)).logits[0]))
         places = np.flatnonzero(differ)
         ratio = float((log[places, ids[1][places]] - log[places, ids[0][places]]).sum())
-    a, b = (np.asarray(o.hidden[0], np.float64).mean(0) for o in output)
+    a, b = (np.asarray(o.hidden[0], np.float64) for o in output)
+    if window:
+        place = LENGTH - 1 - middle if turn else middle
+        near = [[any(abs(place - base) <= window // 2 for base in bases) for bases in cuts(model, row)] for row in ids]
+        a, b = (h[np.array(keep)] for h, keep in zip((a, b), near))
+    a, b = a.mean(0), b.mean(0)
     return ratio, float(np.linalg.norm(b - a)), float(1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def cuts(model: jaxgen.Pretrained, ids: np.ndarray) -> list[list[int]]:
+    """The bases of every token, none for special ones; these byte pairs know A, C, G, T, and the windows reach beyond the contig (N)."""
+    bases, at = [], 0
+    for i in ids.tolist():
+        text = model.tokenizer.decode(np.array([i]))
+        n = 1 if i == model.tokenizer.unk_id else 0 if text.startswith(("[", "<")) else len(text)
+        bases.append(list(range(at, at + n)))
+        at += n
+    return bases
+
+
+@pytest.mark.parametrize("name", BYTE_PAIRS)
+@pytest.mark.parametrize("window", [0, 9])
+def test_byte_pairs_agree_with_a_loop_over_alleles(files, weights, tmp_path, name, window):
+    folder = weights(name)
+    assert score_variants.run(config(files, tmp_path / "w", init_from=folder, variants__window=str(window))) == 0
+    model = jaxgen.load(folder)
+    rows = list(csv.DictReader((tmp_path / "w/variants.tsv").open(), delimiter="\t"))
+    for row, edit in zip(rows, EDITS, strict=True):
+        expected = np.mean([by_hand(model, name, *edit, turn, 0, window) for turn in (False, True)], axis=0)
+        got = [float(row[key] or "nan") for key in ("llr", "l2", "cosine")]
+        np.testing.assert_allclose(got, expected, rtol=2e-3, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["hyenadna_smoke", "caduceus_ph_smoke", "nt_v2_smoke"])
@@ -135,7 +172,7 @@ def test_a_fine_tuned_head_predicts_both_alleles(files, tmp_path):
         ({"variants__vcf": ""}, "variants.vcf is empty"),
         ({"data__fasta": ""}, "data.fasta is empty"),
         ({"variants__strand": "both"}, "variants.strand='both'"),
-        ({"model__name": "dnabert2_smoke"}, "byte pairs|tokenizer"),
+        ({"model__name": "dnabert2_smoke"}, "reads byte pairs and has no vocabulary"),
         ({"model__name": "cnn_smoke"}, "choose a language model"),
         ({"variants__length": "0"}, "variants.length=0 must be at least 1"),
         (
