@@ -45,8 +45,8 @@ def choose_tokenizer(config: ConfigDict, spec: ModelSpec, sequences: Iterable[by
       sequences: of the training split, from which a byte-pair encoding is learned for a model from scratch; none where nothing is trained.
 
     Raises:
-      InputError: no tokenizer and nothing to learn one from, none where `model.tokenizer` or the checkpoint should have one, or one with more
-        tokens than the model.
+      InputError: no tokenizer and nothing to learn one from, none where `model.tokenizer` or the checkpoint should have one, or one
+        with more tokens than the model.
     """
     name, options = spec.family.tokenizer(spec.config)
     workdir, given = epath.Path(str(config.workdir)), str(config.model.tokenizer)
