@@ -19,6 +19,7 @@ from jaxgen.jobs.crossval_methods import METHODS, chosen, make
 from jaxgen.jobs.training import open_workdir, say
 from jaxgen.train import perturbation_report as report
 from jaxgen.train.logging import environment, write_atomic, write_json, write_result
+from jaxgen.train.termination import Termination
 
 SOUND = (
     "Sound: missing targets are filled and inputs scaled from training rows alone, training stops on a fifth of the training rows and the "
@@ -31,7 +32,17 @@ FAITHFUL = (
 
 
 def run(config: ConfigDict) -> int:
-    """Cross-validate `perturbation.methods` on `data.path`, or on simulated data; a run that was killed goes on with the next fold."""
+    """Cross-validate `perturbation.methods` on `data.path`, or on simulated data; a run that was killed goes on with the next fold.
+
+    Returns:
+      0, also when SIGTERM asked to stop.
+    """
+    with Termination(say):
+        return _run(config)
+    return 0
+
+
+def _run(config: ConfigDict) -> int:
     if open_workdir(config, FINISHED):
         return 0
     if jax.process_count() > 1:

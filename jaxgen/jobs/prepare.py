@@ -8,6 +8,7 @@ from jaxgen.data import downloads, gene_windows
 from jaxgen.data.eqtl_table import split_eqtl_table
 from jaxgen.data.genome import cache_root
 from jaxgen.data.records import records_folder, to_array_record
+from jaxgen.data.tasks import EQTL
 from jaxgen.data.tasks.suite import card_of, members_in
 from jaxgen.data.tasks.suites import SUITES
 from jaxgen.errors import InputError
@@ -38,7 +39,7 @@ def run(config: ConfigDict) -> int:
     if d.task:
         if not config.workdir:
             raise InputError("--workdir=DIR is missing: where should the records of the task go?")
-        if d.task == "eqtl":
+        if d.task == EQTL:
             source = d.path or downloads.download_eqtl(d.cache)
             for note in split_eqtl_table(source, config.workdir):
                 say(note)

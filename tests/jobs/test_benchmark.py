@@ -125,6 +125,7 @@ def test_a_failing_run_is_named_and_the_others_go_on(root, tmp_path, capfd):
         ({"benchmark__settings": "*@*:train.epoch=1"}, "train.epoch"),
         ({"benchmark__tasks": "gue/tf_9"}, "unknown task gue/tf_9; did you mean 'tf_4'?"),
         ({"benchmark__tasks": "geu/tf_0"}, "unknown task 'geu/tf_0'; did you mean 'gue'?"),
+        ({"benchmark__tasks": "eqtl"}, "probed, not fine-tuned on; see configs/probe_variants.py"),
         ({"benchmark__tasks": "gue/tf_1"}, "no files of gue/tf_1"),
         ({"data__path": "/nowhere"}, "cnn_smoke on gue/tf_0: /nowhere: no such folder"),
         ({"data__path": "/nowhere", "benchmark__dry_run": "true"}, "/nowhere: no such folder"),

@@ -9,7 +9,7 @@ from jaxgen.data.tasks.base import Examples, Target, Task
 from jaxgen.data.tasks.suites import SUITES
 from jaxgen.errors import InputError, nearest
 
-__all__ = ["FAMILIES", "Examples", "Target", "Task", "check", "get", "names"]
+__all__ = ["EQTL", "FAMILIES", "Examples", "Target", "Task", "check", "get", "names"]
 
 # name -> (module, fixed options). A family with many members, such as gue/tf_0, registers "gue"; the rest of the name is
 # passed to its `load` as `member`.
@@ -21,6 +21,7 @@ _REGISTRY: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+EQTL = "eqtl"  # pairs of alleles, read by jaxgen.data.eqtl: no Task
 FAMILIES = frozenset(_REGISTRY)  # what a task's name begins with, up to a "/"
 
 
@@ -29,9 +30,9 @@ def _download_hint(family: str) -> str:
 
 
 def names() -> list[str]:
-    """Names that `get` knows, those of a suite with their members."""
+    """Names that `get` knows, those of a suite with their members, and `eqtl`."""
     members = {suite: sorted(found.tasks) for suite, found in SUITES.items()}
-    return sorted(f"{name}/{member}" if member else name for name in _REGISTRY for member in members.get(name, [""]))
+    return sorted([EQTL, *(f"{name}/{member}" if member else name for name in _REGISTRY for member in members.get(name, [""]))])
 
 
 def get(name: str, *, path: str | None = None, seed: int = 1, **options: Any) -> Task:
@@ -61,6 +62,8 @@ def check(name: str, *, path: str | None = None, **options: Any) -> None:
 def _resolve(name: str, path: str | None, options: dict[str, Any]) -> tuple[ModuleType, dict[str, Any]]:
     """The module of a task, and the arguments of its `load` besides the seed."""
     family, _, member = name.partition("/")
+    if name == EQTL:
+        raise InputError(f"task {EQTL!r}: its pairs of alleles are probed, not fine-tuned on; see configs/probe_variants.py:MODEL")
     if family not in _REGISTRY:
         raise InputError(f"unknown task {name!r}{nearest(family, _REGISTRY)}")
     module_name, fixed = _REGISTRY[family]

@@ -182,14 +182,14 @@ SUITES = {
         "Nucleotide Transformer tasks",
         "hf",
         "InstaDeepAI/nucleotide_transformer_downstream_tasks",
-        "see the data card",
+        "none stated on the data card",
         _nucleotide_transformer("nt", _NT),
     ),
     "nt_revised": Suite(
         "Nucleotide Transformer tasks, revised",
         "hf",
         "InstaDeepAI/nucleotide_transformer_downstream_tasks_revised",
-        "see the data card",
+        "none stated on the data card",
         _nucleotide_transformer("nt_revised", _NT_REVISED),
     ),
 }
