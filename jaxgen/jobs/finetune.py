@@ -97,6 +97,8 @@ def prepare(config: ConfigDict) -> Run:
         extra["attainable"] = dict(task.attainable)
         say(f"{task.name} is simulated; the generating model itself reaches {extra['attainable']}")
     classification = task.target.kind == "classification"
+    if classification:
+        extra["classes"] = list(task.target.names)
     return Run(
         spec=spec,
         build=build,

@@ -39,6 +39,7 @@ class Tuned:
       one_length: whether every row is padded to `max_length`: the model takes one length, or sees its padding.
       both_strands: whether the run was evaluated on both.
       metrics: their names.
+      classes: their names, in label order; none for a regression, or a run that did not write them down.
     """
 
     spec: ModelSpec
@@ -48,6 +49,7 @@ class Tuned:
     one_length: bool
     both_strands: bool
     metrics: tuple[str, ...]
+    classes: tuple[str, ...]
 
     @property
     def classifies(self) -> bool:
@@ -107,7 +109,7 @@ def run(config: ConfigDict) -> int:
     if jax.process_index() != 0:
         return 0
     values = np.array(np.load(file.partial))
-    write_atomic(folder / FILE, _table(data.ids, values, tuned.classifies))
+    write_atomic(folder / FILE, _table(data.ids, values, tuned))
     found: dict[str, Any] = {}
     if targets is not None:
         found = {"all": metrics.evaluate(tuned.metrics, values, targets)}
@@ -144,6 +146,7 @@ def _tuned(config: ConfigDict) -> Tuned:
         one_length=ends_in_head or not masked,
         both_strands=settings["data"]["conjoin_eval"],
         metrics=tuple(name for name in finished["metrics"]["test"] if name != "loss"),
+        classes=tuple(finished.get("classes", ())),
     )
 
 
@@ -159,12 +162,13 @@ def _targets(config: ConfigDict, tuned: Tuned, outputs: int) -> np.ndarray | Non
     return class_labels(table, column, outputs) if tuned.classifies else float_labels(table, column)
 
 
-def _table(ids: list[str], values: np.ndarray, classifies: bool) -> str:
+def _table(ids: list[str], values: np.ndarray, tuned: Tuned) -> str:
     """The lines of `FILE`: probabilities and the most probable class, or the values of a regression."""
-    if classifies:
+    if tuned.classifies:
+        classes = tuned.classes or tuple(map(str, range(values.shape[1])))
         likely = np.exp(values.astype(np.float64) - values.max(1, keepdims=True))
-        rows = [[*(f"{p:.6g}" for p in row), str(np.argmax(row))] for row in likely / likely.sum(1, keepdims=True)]
-        names = [*(f"p_{i}" for i in range(values.shape[1])), "class"]
+        rows = [[*(f"{p:.6g}" for p in row), classes[np.argmax(row)]] for row in likely / likely.sum(1, keepdims=True)]
+        names = [*(f"p_{name}" for name in classes), "class"]
     else:
         rows = [[f"{x:.6g}" for x in row] for row in values]
         names = [f"value_{i}" for i in range(values.shape[1])]

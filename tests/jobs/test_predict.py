@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import helpers
@@ -70,6 +71,17 @@ def test_predictions_are_those_of_the_run(tuned, table, tmp_path, run_here, kind
     own, found = (json.loads((folder / "result.json").read_text())["metrics"] for folder in (run, tmp_path / "run"))
     assert found["all"] == pytest.approx({name: x for name, x in own["test"].items() if name != "loss"}, abs=1e-5)
     assert [path.name for path in (tmp_path / "run").iterdir() if path.name.startswith(".")] == []
+
+
+def test_classes_with_names(tuned, table, tmp_path, run_here):
+    run = Path(shutil.copytree(tuned("cnn", run_here), tmp_path / "named"))
+    result = json.loads((run / "result.json").read_text())
+    assert result["classes"] == ["0", "1"]
+    (run / "result.json").write_text(json.dumps(result | {"classes": ["enhancer", "promoter"]}))
+    assert run_here(predict(run, table / "test.csv", tmp_path / "run")).code == 0
+    header, *lines = [line.split("\t") for line in (tmp_path / "run" / "predictions.tsv").read_text().splitlines()]
+    assert header == ["id", "p_enhancer", "p_promoter", "class"]
+    assert all(line[3] == ("enhancer" if float(line[1]) > float(line[2]) else "promoter") for line in lines)
 
 
 def test_without_labels_and_from_a_fasta(tuned, table, tmp_path, run_here):
