@@ -2,6 +2,7 @@
 
 import numpy as np
 from scipy import sparse
+from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 
 from jaxgen.data.sequences import Sequences
@@ -43,4 +44,7 @@ class KmerClassifier:
 
     def logits(self, sequences: Sequences) -> np.ndarray:
         """(sequences, classes) log probabilities."""
-        return self.model.predict_log_proba(kmer_counts(sequences, self.max_k) @ self.scale)
+        scores = self.model.decision_function(kmer_counts(sequences, self.max_k) @ self.scale)
+        if scores.ndim == 1:  # of the second of two classes
+            scores = np.stack([np.zeros_like(scores), scores], 1)
+        return log_softmax(scores, axis=1)

@@ -146,10 +146,15 @@ class _Fields:
         return EqtlSplit(*arrays, length, read, self.content.hexdigest(), notes)
 
 
-def _label_checked(path: Path, rows: Iterator[tuple[int, dict[str, str]]]) -> Iterator[tuple[int, dict[str, str]]]:
+def _checked(path: Path, rows: Iterator[tuple[int, dict[str, str]]], alleles: bool) -> Iterator[tuple[int, dict[str, str]]]:
     for line, row in rows:
         if not any(name in row for name in LABELS):
             raise InputError(f"{path}: no column 'label'{nearest('label', row)}")
+        for name in () if alleles else SEQUENCES:
+            if name not in row:
+                raise InputError(
+                    f"{path}: no column {name!r}; to cut windows around {', '.join(ALLELES)} give the genome as data.fasta, and probe.length"
+                )
         yield line, row
 
 
@@ -157,7 +162,7 @@ def _from_sequences(split: str, files: list[Path], length: int) -> EqtlSplit:
     """A first pass over the files checks everything; `read` then trusts them."""
     fields, counts, kept, given, same = _Fields(), [], [], 0, 0
     for path in files:
-        rows = _label_checked(path, stream_rows(path, (*SEQUENCES, *FIELDS), LABELS))
+        rows = _checked(path, stream_rows(path, FIELDS, (*LABELS, *SEQUENCES)), alleles=False)
         counts.append(0)
         while block := list(islice(rows, _BLOCK)):
             lines = [line for line, _ in block]
@@ -221,7 +226,7 @@ def _from_alleles(split: str, files: list[Path], length: int, genome: Genome) ->
     """The alleles of the table are few bytes each and are kept; windows are cut where they are needed."""
     fields, parts, unknown = _Fields(), [], 0
     for path in files:
-        rows = _label_checked(path, stream_rows(path, (*ALLELES, *FIELDS), LABELS))
+        rows = _checked(path, stream_rows(path, (*ALLELES, *FIELDS), LABELS), alleles=True)
         while block := list(islice(rows, _BLOCK)):
             variants = _variants(path, block, genome)
             windows = [PLAIN[x] for x in allele_windows(genome, variants, np.arange(len(variants)), length)]
