@@ -152,9 +152,7 @@ def _checked(path: Path, rows: Iterator[tuple[int, dict[str, str]]], alleles: bo
             raise InputError(f"{path}: no column 'label'{nearest('label', row)}")
         for name in () if alleles else SEQUENCES:
             if name not in row:
-                raise InputError(
-                    f"{path}: no column {name!r}; to cut windows around {', '.join(ALLELES)} give the genome as data.fasta, and probe.length"
-                )
+                raise InputError(f"{path}: no column {name!r}; for windows around {', '.join(ALLELES)} give data.fasta and probe.length")
         yield line, row
 
 

@@ -143,7 +143,7 @@ def edited(row: int, **values: str) -> list[dict[str, str]]:
         ([{k: v for k, v in row.items() if k != "tissue"} for row in make_rows(4)], "train.csv:1: no column 'tissue'"),
         (
             [{k: v for k, v in row.items() if k != "alt_forward_sequence"} for row in make_rows(4)],
-            "train.csv: no column 'alt_forward_sequence'; to cut windows around position, ref, alt give the genome as data.fasta",
+            "train.csv: no column 'alt_forward_sequence'; for windows around position, ref, alt give data.fasta",
         ),
         ([{k: v for k, v in row.items() if k != "label"} for row in make_rows(4)], "train.csv: no column 'label'"),
         (edited(2, label="2"), "train.csv:4: unexpected label '2'"),
