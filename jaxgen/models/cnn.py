@@ -60,7 +60,19 @@ class Stage(nnx.Module):
         self.norm = BatchNorm(n_out, rngs)
 
     def __call__(self, x_blc: jax.Array, train: bool) -> jax.Array:
-        h = self.norm(_whole_rows(self.conv(_whole_rows(x_blc))), train=train)
+        return self.after_convolution(self.conv(_whole_rows(x_blc)), train)
+
+    def of_tokens(self, tokens: jax.Array, embedding: Embedding, dtype: jnp.dtype, train: bool) -> jax.Array:
+        """The stage of the embedded tokens (batch, length), as one product of one-hot windows and the kernel of embeddings: a vocabulary
+        is much smaller than its embeddings, and this convolution is nearly all of the model's work."""
+        kernel = jnp.einsum("ve,wec->wvc", embedding.table[...], self.conv.kernel[...]).astype(dtype)
+        letters, n = jax.nn.one_hot(tokens, kernel.shape[1], dtype=dtype), tokens.shape[1] - WIDTH + 1
+        windows = jnp.concatenate([letters[:, i : i + n] for i in range(WIDTH)], axis=-1)
+        product = _whole_rows(windows) @ kernel.reshape(-1, kernel.shape[2])
+        return self.after_convolution(product + self.conv.bias[...].astype(dtype), train)
+
+    def after_convolution(self, h: jax.Array, train: bool) -> jax.Array:
+        h = self.norm(_whole_rows(h), train=train)
         h = jax.nn.relu(h) if self.relu else h
         even = h[:, : h.shape[1] // 2 * 2]
         return even.reshape(h.shape[0], -1, 2, h.shape[2]).max(2)
@@ -84,8 +96,9 @@ class CNN(nnx.Module):
         """Flattened, channel-major convolution features (batch, 4 * positions)."""
         if tokens.shape[1] != self.config.input_len:
             raise InputError(f"CNN: input of {tokens.shape[1]} tokens, but the model is built for input_len {self.config.input_len}")
-        h = self.embedding(tokens, jnp.dtype(self.config.dtype))
-        for stage in self.stages:
+        first, *others = self.stages
+        h = first.of_tokens(tokens, self.embedding, jnp.dtype(self.config.dtype), train)
+        for stage in others:
             h = stage(h, train)
         return jnp.swapaxes(h, 1, 2).reshape(h.shape[0], -1)
 
