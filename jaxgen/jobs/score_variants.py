@@ -122,7 +122,7 @@ class Windows:
         longest = np.argmax([max(len(ref), len(alt)) for ref, alt in zip(variants.refs, variants.alts)])
         rows = np.arange(len(variants)) if tokenizer.lookup is None else np.array([longest])
         chunks = np.split(rows, range(_CHUNK, len(rows), _CHUNK))
-        self.width = max(self.batch(rows, view, None)["tokens"].shape[1] for rows in chunks for view in self.views)
+        self.width = max(self._encode(rows, view, None)[1].shape[1] for rows in chunks for view in self.views)
 
     def batches(self, first: int, rows: int) -> Iterator[list[dict[str, np.ndarray]]]:
         """This process's share of every batch of `rows` alleles from `first` on, in all views."""
@@ -131,8 +131,23 @@ class Windows:
             chosen = np.minimum(np.arange(start, start + each), len(self.variants) - 1)
             yield [self.batch(chosen, view, self.width) for view in self.views]
 
-    def batch(self, rows: np.ndarray, view: tuple[int, int], width: int | None) -> dict[str, np.ndarray]:
+    def batch(self, rows: np.ndarray, view: tuple[int, int], width: int) -> dict[str, np.ndarray]:
         """The arrays of `VariantScorer` for the alleles `rows`."""
+        turn, shift = view
+        texts, tokens, mask = self._encode(rows, view, width)
+        differ = tokens[..., 0] != tokens[..., 1]
+        # The variant is where the rows begin to differ on the forward strand, and where they end to on the other one.
+        index = width - 1 - differ[:, ::-1].argmax(1) if turn else differ.argmax(1)
+        same = np.array([len(self.variants.refs[row]) == len(self.variants.alts[row]) for row in rows.tolist()])
+        batch = {"tokens": tokens, "mask": mask, "index": index.astype(np.int32), "aligned": same}
+        if self.tokenizer.fixed_tokens:
+            return batch
+        place = self.length // 2 + shift
+        near, cut_alike = self._near(texts, mask, self.length - 1 - place if turn else place)
+        return batch | {"near": near, "aligned": same & cut_alike}
+
+    def _encode(self, rows: np.ndarray, view: tuple[int, int], width: int | None) -> tuple[Sequence[np.ndarray], np.ndarray, np.ndarray]:
+        """Windows with the reference and with the alternative; their tokens and mask (b, width or longest, 2)."""
         turn, shift = view
         texts = allele_windows(self.genome, self.variants, rows, self.length, shift)
         if turn:
@@ -143,16 +158,7 @@ class Windows:
         wide = max(ids.shape[1] for ids, _ in encoded)
         ids = [np.pad(x, ((0, 0), (0, wide - x.shape[1])), constant_values=self.tokenizer.pad_id) for x, _ in encoded]
         masks = [self.tokenizer.attention_mask(lengths, wide) for _, lengths in encoded]
-        differ = ids[0] != ids[1]
-        # The variant is where the rows begin to differ on the forward strand, and where they end to on the other one.
-        index = wide - 1 - differ[:, ::-1].argmax(1) if turn else differ.argmax(1)
-        same = np.array([len(self.variants.refs[row]) == len(self.variants.alts[row]) for row in rows.tolist()])
-        batch = {"tokens": np.stack(ids, -1), "mask": np.stack(masks, -1), "index": index.astype(np.int32), "aligned": same}
-        if self.tokenizer.fixed_tokens:
-            return batch
-        place = self.length // 2 + shift
-        near, cut_alike = self._near(texts, batch["mask"], self.length - 1 - place if turn else place)
-        return batch | {"near": near, "aligned": same & cut_alike}
+        return texts, np.stack(ids, -1), np.stack(masks, -1)
 
     def _near(self, texts: Sequence[np.ndarray], mask: np.ndarray, place: int) -> tuple[np.ndarray, np.ndarray]:
         """Where byte pairs lie: `near` of the scorer for the window around the base `place`, and bool (b,), whether both alleles of a row
