@@ -144,7 +144,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     c.baseline = ConfigDict()
     c.baseline.max_k = 5  # k-mers of 1 ... max_k bases
-    c.baseline.strengths = (0.1, 1.0)  # inverse L2 strengths of the logistic regression, chosen on the validation split
+    c.baseline.strengths = (0.1, 1.0)  # inverse L2 strengths of the k-mer regression, chosen on the validation split
     c.baseline.max_order = 8  # Markov models of order 0 ... max_order
 
     c.benchmark = ConfigDict()  # benchmark: every model on every task with every seed; data.path holds the folders of the suites
@@ -158,7 +158,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.benchmark.share = "auto"  # i/n: every n-th run or pack from the i-th on; auto = all, or as launch/local.py, SLURM or Kubernetes say
     c.benchmark.pack = 1  # seeds of one model and task that are trained together in one program, divided over the devices
     c.benchmark.dry_run = False  # list the runs and stop
-    c.benchmark.kmer = True  # k-mer logistic regression beside every score; see baseline
+    c.benchmark.kmer = True  # k-mers and a linear model beside every score; see baseline
     c.benchmark.cnn = True  # the GenomicBenchmarks CNN beside every score: trained too where no CNN is among the models
     c.benchmark.leaks = True  # find test sequences that train or dev holds too, and score without them
     c.benchmark.leak_k = 8  # bases per k-mer of the Jaccard index

@@ -1,9 +1,9 @@
-"""k-mer counts with logistic regression: the number that a neural sequence classifier has to beat."""
+"""k-mer counts with logistic or ridge regression: the number that a neural model of sequences has to beat."""
 
 import numpy as np
 from scipy import sparse
 from scipy.special import log_softmax
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 
 from jaxgen.data.sequences import Sequences
 
@@ -29,22 +29,32 @@ def kmer_counts(sequences: Sequences, max_k: int) -> sparse.csr_matrix:
     return sparse.diags(1.0 / np.maximum(lengths, 1)) @ sparse.hstack(blocks).tocsr()
 
 
-class KmerClassifier:
-    """Standardised k-mer shares and L2 logistic regression (inverse strength `c`)."""
+class KmerModel:
+    """Standardised k-mer shares and a linear model: logistic regression of classes, ridge regression of values.
 
-    def __init__(self, max_k: int = 5, c: float = 0.1, seed: int = 0):
-        self.max_k, self.model = max_k, LogisticRegression(C=c, max_iter=1000, random_state=seed)
+    Args:
+      kind: "classification" or "regression".
+      c: inverse strength of the L2 penalty, beside the summed cross entropy or the mean squared error.
+    """
 
-    def fit(self, sequences: Sequences, labels: np.ndarray) -> "KmerClassifier":
+    def __init__(self, kind: str = "classification", max_k: int = 5, c: float = 0.1):
+        self.kind, self.max_k, self.c = kind, max_k, c
+
+    def fit(self, sequences: Sequences, targets: np.ndarray) -> "KmerModel":
+        """`targets`: class indices (n,), or values (n, outputs)."""
         features = kmer_counts(sequences, self.max_k)
         spread = np.sqrt(np.maximum(features.multiply(features).mean(0) - np.square(features.mean(0)), 1e-12))
         self.scale = sparse.diags(1.0 / np.asarray(spread).ravel())
-        self.model.fit(features @ self.scale, labels)
+        model = LogisticRegression(C=self.c, max_iter=1000) if self.kind == "classification" else Ridge(alpha=len(targets) / self.c)
+        self.model = model.fit(features @ self.scale, targets)
         return self
 
-    def logits(self, sequences: Sequences) -> np.ndarray:
-        """(sequences, classes) log probabilities."""
-        scores = self.model.decision_function(kmer_counts(sequences, self.max_k) @ self.scale)
+    def predictions(self, sequences: Sequences) -> np.ndarray:
+        """(sequences, classes) log probabilities, or (sequences, outputs) values."""
+        features = kmer_counts(sequences, self.max_k) @ self.scale
+        if isinstance(self.model, Ridge):
+            return self.model.predict(features).reshape(len(sequences), -1)
+        scores = self.model.decision_function(features)
         if scores.ndim == 1:  # of the second of two classes
             scores = np.stack([np.zeros_like(scores), scores], 1)
         return log_softmax(scores, axis=1)

@@ -1,4 +1,4 @@
-"""Score the baselines that a model has to beat: order-k Markov on a genome, k-mer logistic regression on a task."""
+"""Score the baselines that a model has to beat: order-k Markov on a genome, a linear model of k-mers on a task."""
 
 import time
 from collections.abc import Sequence
@@ -7,11 +7,10 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxgen.baselines.kmer import KmerClassifier
+from jaxgen.baselines.kmer import KmerModel
 from jaxgen.baselines.markov import MarkovModel
 from jaxgen.data.intervals import TiledWindows
 from jaxgen.data.tasks import Task
-from jaxgen.errors import InputError
 from jaxgen.jobs.tasks import load_task, open_genome
 from jaxgen.jobs.training import open_workdir, say, shown
 from jaxgen.train import metrics
@@ -51,21 +50,23 @@ def _markov(config: ConfigDict) -> dict[str, dict[str, float]]:
 
 
 def _kmer(config: ConfigDict) -> dict[str, dict[str, float]]:
-    """Metrics of k-mer logistic regression, the inverse strength chosen on the validation split."""
+    """Metrics of a linear model of k-mers, the inverse strength chosen on the validation split."""
     task = load_task(config)
-    if task.target.kind != "classification":
-        raise InputError(f"task {task.name!r} is a regression; the k-mer baseline is for classification")
-    logits = kmer_logits(task, config.baseline.max_k, config.baseline.strengths)
+    predictions = kmer_predictions(task, config.baseline.max_k, config.baseline.strengths)
     return {
-        split: metrics.evaluate(task.target.metrics, logits[name], task.splits[name].targets)
+        split: metrics.evaluate(task.target.metrics, predictions[name], task.splits[name].targets)
         for name, split in (("dev", "valid"), ("test", "test"))
     }
 
 
-def kmer_logits(task: Task, max_k: int, strengths: Sequence[float]) -> dict[str, np.ndarray]:
-    """Logits (n, classes) of k-mer logistic regression on `dev` and `test`, the inverse strength chosen on `dev`."""
-    train, dev, test = (task.splits[name] for name in ("train", "dev", "test"))
-    fitted = [KmerClassifier(max_k, c).fit(train.sequences, train.targets) for c in strengths]
-    select = task.target.select
-    best = max(fitted, key=lambda model: metrics.evaluate([select], model.logits(dev.sequences), dev.targets)[select])
-    return {"dev": best.logits(dev.sequences), "test": best.logits(test.sequences)}
+def kmer_predictions(task: Task, max_k: int, strengths: Sequence[float]) -> dict[str, np.ndarray]:
+    """Logits (n, classes), or values (n, outputs), of a linear model of k-mers on `dev` and `test`, the strength chosen on `dev`."""
+    train, dev, select = task.splits["train"], task.splits["dev"], task.target.select
+    sign = 1 if metrics.larger_is_better(select) else -1
+
+    def score(model: KmerModel) -> float:
+        return sign * metrics.evaluate([select], model.predictions(dev.sequences), dev.targets)[select]
+
+    fitted = [KmerModel(task.target.kind, max_k, c).fit(train.sequences, train.targets) for c in strengths]
+    best = max(fitted, key=score)
+    return {name: best.predictions(task.splits[name].sequences) for name in ("dev", "test")}

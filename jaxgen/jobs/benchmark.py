@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 from jaxgen.data.leaks import find_leaks
 from jaxgen.data.sequences import Sequences
 from jaxgen.data.tasks.published import published
-from jaxgen.jobs.baseline import kmer_logits
-from jaxgen.jobs.benchmark_runs import CNN, Cell, check, packs, plan, run_all, share
+from jaxgen.jobs.baseline import kmer_predictions
+from jaxgen.jobs.benchmark_runs import CNN, Cell, check, check_rules, packs, plan, run_all, share
 from jaxgen.jobs.sweep import chosen_settings, sweep
 from jaxgen.jobs.tasks import load_task
 from jaxgen.jobs.training import claim_workdir, say
@@ -45,6 +45,7 @@ def run(config: ConfigDict) -> int:
 def _run(config: ConfigDict) -> int:
     workdir, began = claim_workdir(config), time.monotonic()
     cells, failed = plan(config), {}
+    check_rules(config, cells)
     if config.benchmark.sweep:  # the seeds of a model and task stay together with the trials that choose their settings
         pairs = share(list(dict.fromkeys((cell.label, cell.task) for cell in cells)), config.benchmark.share)
         if not config.benchmark.dry_run and (failed := sweep(config, pairs)) is None:
@@ -146,11 +147,13 @@ def _baselines(cell: Cell, config: ConfigDict) -> dict[str, Any]:
     def fit() -> dict[str, Any]:
         task = load_task(cell.config, quiet=True)
         test, names = task.splits["test"], task.target.metrics
-        counts = np.bincount(task.splits["train"].targets, minlength=task.target.outputs)
-        logits = {"majority": np.tile(np.eye(len(counts))[counts.argmax()], (len(test), 1))}
+        predictions = {}
+        if task.target.kind == "classification":
+            counts = np.bincount(task.splits["train"].targets, minlength=task.target.outputs)
+            predictions["majority"] = np.tile(np.eye(len(counts))[counts.argmax()], (len(test), 1))
         if fields:
-            logits["k-mer"] = kmer_logits(task, fields["max_k"], fields["strengths"])["test"]
-        scores = {which: metrics.evaluate(names, x, test.targets) for which, x in logits.items()}
+            predictions["k-mer"] = kmer_predictions(task, fields["max_k"], fields["strengths"])["test"]
+        scores = {which: metrics.evaluate(names, x, test.targets) for which, x in predictions.items()}
         return {"select": task.target.select, "notes": task.notes, "test": scores}
 
     made_with = {name: fields[name] for name in ("max_k", "strengths") if fields} | _source(cell.config)

@@ -55,6 +55,9 @@ def plan(config: ConfigDict, chosen: Mapping[tuple[str, str], Settings] | None =
             raise InputError(f"benchmark.{name} is empty: list at least one")
     models = {label: name or label for label, name in _labelled(b.models, "models", "LABEL=MODEL").items()}
     tasks = _labelled(b.tasks, "tasks", "NAME=PATH")
+    for field in ("seeds", "sweep_seeds"):
+        if len(set(b[field])) != len(b[field]):
+            raise InputError(f"benchmark.{field}={', '.join(map(str, b[field]))}: every seed counts once")
     if b.cnn and not any(resolve(name)[0].name == CNN for name in models.values()):
         models[CNN] = CNN
     cells = []
@@ -63,17 +66,31 @@ def plan(config: ConfigDict, chosen: Mapping[tuple[str, str], Settings] | None =
             for label, name in models.items():
                 run_config = _run_config(config, label, name, task, path, seed, (chosen or {}).get((label, task), ()))
                 if seed == int(b.seeds[0]):
-                    _check_run(run_config)
+                    _check_run(run_config, f"{name or config.init_from} on {task}")
                 cells.append(Cell(label, resolve(name)[0].name, task, seed, run_config))
     return cells
 
 
-def _check_run(config: ConfigDict) -> None:
+def check_rules(config: ConfigDict, cells: Sequence[Cell]) -> None:
+    """That every entry of `benchmark.overrides` and `benchmark.sweep` is for some run; recipes in `benchmark.settings` may hold more.
+
+    Raises:
+      InputError: one that is not.
+    """
+    pairs = {(cell.label, cell.task) for cell in cells}
+    for field in ("overrides", "sweep"):
+        for entry in config.benchmark[field]:
+            if not any(matching([entry], *pair, f"benchmark.{field}") for pair in pairs):
+                labels, tasks = (", ".join(dict.fromkeys(names)) for names in zip(*((cell.label, cell.task) for cell in cells)))
+                raise InputError(f"benchmark.{field}: {entry!r} is for no run; models are {labels}, tasks {tasks}")
+
+
+def _check_run(config: ConfigDict, name: str) -> None:
     """Finds now what would end the run before its first step."""
     try:
         finetune.check(config)
     except InputError as error:
-        raise InputError(f"{config.model.name or config.init_from} on {config.data.task}: {error}") from error
+        raise InputError(f"{name}: {error}") from error
 
 
 def check(cells: Sequence[Cell]) -> None:
@@ -106,10 +123,17 @@ def label_of(entry: str) -> str:
 
 
 def _labelled(entries: Sequence[str], field: str, form: str) -> dict[str, str]:
-    """Label -> what stands behind its "=", or ""."""
+    """Label -> what stands behind its "=", or "".
+
+    Raises:
+      InputError: a label that occurs again or cannot be a folder, or nothing behind the "=".
+    """
     found = {label_of(entry): entry.partition("=")[2] for entry in entries}
     if len(found) != len(entries):
         raise InputError(f"benchmark.{field}: two entries have one label; name them {form}")
+    for entry in entries:
+        if entry.endswith("=") or set(label_of(entry).split("/")) & {"", ".", ".."}:
+            raise InputError(f"benchmark.{field}: {entry!r} is not {form}")
     return found
 
 
@@ -118,8 +142,11 @@ def _run_config(config: ConfigDict, label: str, name: str, task: str, path: str,
     b, run_config = config.benchmark, ConfigDict(config.to_dict())
     run_config.job, run_config.seed = "finetune", seed
     run_config.model.name = name
-    run_config.data.task = "table" if path and "/" not in task and task not in FAMILIES else task
-    run_config.data.path = path or ("" if task.startswith("simulated_") else config.data.path)
+    run_config.data.task = "table" if path and task.partition("/")[0] not in FAMILIES else task
+    simulated = task.startswith("simulated_")
+    run_config.data.path = path or ("" if simulated else config.data.path)
+    if run_config.data.split_seed < 0 and (simulated or os.path.isfile(run_config.data.path)):
+        run_config.data.split_seed = config.seed  # otherwise every seed would have test rows of its own
     rules = [*matching(b.settings, label, task, "benchmark.settings"), *matching(b.overrides, label, task, "benchmark.overrides")]
     for setting in (*rules, *chosen):
         set_field(run_config, *setting.split("=", 1))

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxgen.config import matching
 from jaxgen.errors import InputError
-from jaxgen.jobs.benchmark_runs import Cell, Settings, check, label_of, plan, run_all
+from jaxgen.jobs.benchmark_runs import CNN, Cell, Settings, check, label_of, plan, run_all
 from jaxgen.jobs.training import say
 from jaxgen.train import metrics
 from jaxgen.train.benchmark_report import csv_text
@@ -83,8 +83,9 @@ def _grid(config: ConfigDict, pair: Pair) -> list[list[str]]:
 def _trials(config: ConfigDict, pair: Pair) -> list[Trial]:
     label, task = pair
     b, one = config.benchmark, ConfigDict(config.to_dict())
-    only = {"models": [x for x in b.models if label_of(x) == label], "tasks": [x for x in b.tasks if label_of(x) == task]}
-    one.benchmark.update({name: tuple(entries) for name, entries in only.items()} | {"seeds": tuple(b.sweep_seeds)})
+    model = next((entry for entry in b.models if label_of(entry) == label), label)  # the CNN stands beside all, listed or not
+    tasks = tuple(entry for entry in b.tasks if label_of(entry) == task)
+    one.benchmark.update({"models": (model,), "tasks": tasks, "seeds": tuple(b.sweep_seeds), "cnn": False})
     trials = []
     for settings in _grid(config, pair):
         name = "_".join(settings).replace("/", "-")
@@ -113,8 +114,8 @@ def _folder(config: ConfigDict, pair: Pair) -> epath.Path:
 
 def _records(config: ConfigDict) -> list[dict]:
     b = config.benchmark
-    pairs = [(label_of(model), label_of(task)) for task in b.tasks for model in b.models]
-    files = [_folder(config, pair) / "chosen.json" for pair in pairs]
+    labels = dict.fromkeys([*map(label_of, b.models), *((CNN,) if b.cnn else ())])
+    files = [_folder(config, (label, label_of(task))) / "chosen.json" for task in b.tasks for label in labels]
     return [json.loads(file.read_text()) for file in files if file.exists()]
 
 

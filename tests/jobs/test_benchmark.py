@@ -118,8 +118,15 @@ def test_a_failing_run_is_named_and_the_others_go_on(root, tmp_path, capfd):
         ({"benchmark__models": "cnn_smok"}, "did you mean 'smoke'"),
         ({"benchmark__models": "cnn_smoke,cnn_smoke"}, "one label"),
         ({"benchmark__tasks": "gue/tf_0,gue/tf_0=/nowhere"}, "benchmark.tasks: two entries have one label"),
-        ({"benchmark__tasks": "mine=/nowhere"}, "cnn_smoke on table: /nowhere: no such file or folder"),
-        ({"benchmark__tasks": "geu/tf_0=/nowhere"}, "unknown task 'geu/tf_0'; did you mean 'gue'?"),
+        ({"benchmark__tasks": "mine=/nowhere"}, "cnn_smoke on mine: /nowhere: no such file or folder"),
+        ({"benchmark__tasks": "../mine=/nowhere"}, "benchmark.tasks: '../mine=/nowhere' is not NAME=PATH"),
+        ({"benchmark__tasks": "mine="}, "benchmark.tasks: 'mine=' is not NAME=PATH"),
+        (
+            {"benchmark__overrides": "*@mine:train.epochs=1"},
+            "'*@mine:train.epochs=1' is for no run; models are cnn_smoke, twin, tasks gue/tf_0",
+        ),
+        ({"benchmark__seeds": "1,2,1"}, "benchmark.seeds=1, 2, 1: every seed counts once"),
+        ({"data__sequence_column": "dna", "benchmark__tasks": "mine={root}/gue/tf_0"}, "train.csv:1: no column 'dna'"),
         ({"benchmark__overrides": "train.epochs=1"}, "benchmark.overrides: 'train.epochs=1' is not MODELS@"),
         ({"benchmark__settings": "train.epochs=1"}, "MODELS@TASKS:field=value"),
         ({"benchmark__settings": "*@*:train.epoch=1"}, "train.epoch"),
@@ -137,7 +144,7 @@ def test_a_failing_run_is_named_and_the_others_go_on(root, tmp_path, capfd):
 )
 def test_mistakes_are_found_before_anything_runs(root, tmp_path, fields, message):
     with pytest.raises(InputError, match=re.escape(message)):
-        benchmark.run(config(root, tmp_path / "w", **fields))
+        benchmark.run(config(root, tmp_path / "w", **{name: value.replace("{root}", str(root)) for name, value in fields.items()}))
     assert not (tmp_path / "w").exists()
 
 
@@ -209,6 +216,25 @@ def test_tasks_with_data_of_their_own_and_further_settings(root, tmp_path):
     assert benchmark.run(only) == 0
     (row,) = csv.DictReader((tmp_path / "bench" / "table.csv").open())
     assert (row["task"], row["model"]) == ("mine", "cnn_smoke")
+
+
+def test_own_tables_without_a_test_split_share_one(root, tmp_path):
+    """Every seed is scored on the same rows, whose leaks and baselines stand beside it; values as well as classes."""
+    rng, rows = np.random.default_rng(1), []
+    for _ in range(60):
+        text = "".join(rng.choice(list("ACGT"), 64))
+        rows.append((text, text.count("G") / 64))
+    table = tmp_path / "own.tsv"
+    table.write_text("seq\tvalue\n" + "".join(f"{text}\t{value:.4f}\n" for text, value in [*rows, *rows[:5]]))
+    own = "*@own:data.kind=regression,*@own:data.sequence_column=seq,*@own:data.label_column=value"
+    fields = {"benchmark__models": "cnn_smoke", "benchmark__tasks": f"own={table}", "benchmark__seeds": "1,2", "benchmark__overrides": own}
+    workdir = tmp_path / "bench"
+    assert benchmark.run(config(root, workdir, **fields)) == 0
+    targets = [np.load(workdir / f"runs/own/cnn_smoke_{seed}/predictions.npz")["test_targets"] for seed in (1, 2)]
+    np.testing.assert_array_equal(*targets)
+    (row,) = csv.DictReader((workdir / "table.csv").open())
+    assert (row["metric"], row["n"], row["majority"]) == ("pearson", "2", "")
+    assert float(row["kmer"]) > 0.3
 
 
 def test_a_slurm_array_takes_shares(monkeypatch):

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from jaxgen.errors import InputError
-from jaxgen.jobs import benchmark
+from jaxgen.jobs import benchmark, sweep
+from jaxgen.jobs.benchmark_runs import plan
 from tests.jobs.test_benchmark import config, root  # noqa: F401
 
 FIELDS = {
@@ -55,6 +56,20 @@ def test_test_scores_do_not_choose(root, tmp_path):  # noqa: F811
     file.unlink()
     assert benchmark.run(config(root, tmp_path, **fields)) == 0
     assert json.loads(file.read_text()) == before
+
+
+def test_trials_of_the_cnn_that_stands_beside_the_models(root, tmp_path):  # noqa: F811
+    """It is no part of the trials of another model, and may have its own."""
+    fields = FIELDS | {"benchmark__models": "mamba_smoke", "benchmark__sweep": "*@*:train.learning_rate=1e-7|3e-3"}
+    c = config(root, tmp_path, **fields)
+    assert {cell.label for cell in plan(c)} == {"mamba_smoke", "cnn"}
+    for label in ("mamba_smoke", "cnn"):
+        trials = sweep._trials(c, (label, "gue/tf_0"))
+        assert [[(cell.label, cell.seed) for cell in trial.cells] for trial in trials] == [[(label, 1)], [(label, 1)]]
+        sweep._folder(c, (label, "gue/tf_0")).mkdir(parents=True)
+        record = {"model": label, "task": "gue/tf_0", "grid": sweep._grid(c, (label, "gue/tf_0")), "chosen": ["train.learning_rate=3e-3"]}
+        (sweep._folder(c, (label, "gue/tf_0")) / "chosen.json").write_text(json.dumps(record))
+    assert set(sweep.chosen_settings(c)) == {("mamba_smoke", "gue/tf_0"), ("cnn", "gue/tf_0")}
 
 
 def test_a_sweep_that_does_not_parse_is_refused(root, tmp_path):  # noqa: F811

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxgen.data.sequences import Sequences
 from jaxgen.data.splits import random_split_indices, three_way_indices
-from jaxgen.data.tables import DELIMITERS, Table, class_labels, float_labels, read_table, table_suffix
+from jaxgen.data.tables import DELIMITERS, Table, class_labels, float_labels, read_table, stream_columns, table_suffix
 from jaxgen.data.tasks.base import Examples, Target, Task
 from jaxgen.errors import InputError, nearest
 
@@ -35,7 +35,7 @@ def load(
     Raises:
         InputError: bad path, table, sequence or label; one line with file, line and column.
     """
-    check(path, kind)
+    check(path, kind, sequence_column, label_column)
     tables = {split: read_table(file, sequence_column, label_column) for split, file in _find(Path(path)).items()}
     first = tables.get("train") or tables["all"]
     if kind == "classification":
@@ -61,11 +61,12 @@ def load(
     )
 
 
-def check(path: str, kind: str = "classification") -> None:
-    """Raises what `load` would, as far as that shows without reading the tables."""
+def check(path: str, kind: str = "classification", sequence_column: str = "sequence", label_column: str = "label") -> None:
+    """Raises what `load` would, as far as the first lines of the tables show it."""
     if kind not in KINDS:
         raise InputError(f"task 'table': unknown kind {kind!r}{nearest(kind, KINDS)}")
-    _find(Path(path))
+    for file in _find(Path(path)).values():
+        next(stream_columns(file, sequence_column, label_column))
 
 
 def _find(path: Path) -> dict[str, Path]:
