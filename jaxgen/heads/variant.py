@@ -43,15 +43,15 @@ class VariantScorer(nnx.Module):
     """Both alleles of a batch -> float32 (batch, 3 + 2 * outputs): log-likelihood ratio, L2 and cosine distance, then the predictions.
 
     The batch has `tokens` int and `mask` bool (batch, length, 2), reference and alternative on the last axis; `index` int (batch,), the
-    token of the variant; and `aligned` bool (batch,), whether tokens at one place stand for the same bases. Where tokens differ in length,
-    as byte pairs do, it also has `near` bool (batch, length, 2): whose hidden states are averaged.
+    token of the variant; and `aligned` bool (batch,), false after an insertion or deletion. Where tokens differ in length, as byte pairs
+    do, it also has `near` bool (batch, length, 2): whose hidden states are averaged.
 
-    The ratio is log P(alternative) - log P(reference) in nats: of the whole windows under a causal model; under a masked one of the
-    tokens that differ, all of them hidden, and NaN where the rows are not aligned, as after an insertion. It is NaN for a model without a
-    language-model head. Distances are between the hidden states averaged over a window around the variant.
+    The ratio is that of `log_likelihood_ratio`; NaN for a model without a language-model head. Distances are between the hidden states
+    averaged over a window around the variant.
 
     Args:
       causal: as of the family.
+      bases: by token, how many of A, C, G, T it stands for.
       masked: keeps padding out of the backbone.
       mask_id: what hides a token under a masked model.
       window_bp: bases of the window; 0 = all real tokens.
@@ -64,13 +64,14 @@ class VariantScorer(nnx.Module):
         backbone: nnx.Module,
         *,
         causal: bool,
+        bases: tuple[int, ...],
         masked: bool = True,
         mask_id: int = 0,
         window_bp: int = 0,
         bp_per_token: int = 1,
         head: nnx.Module | None = None,
     ):
-        self.backbone, self.causal, self.masked, self.mask_id = backbone, causal, masked, mask_id
+        self.backbone, self.causal, self.bases, self.masked, self.mask_id = backbone, causal, bases, masked, mask_id
         self.window_bp, self.bp_per_token, self.head = window_bp, bp_per_token, head
 
     def __call__(self, batch: Mapping[str, jax.Array]) -> jax.Array:
@@ -84,7 +85,9 @@ class VariantScorer(nnx.Module):
         else:
             pooled = pool(output.hidden, "mean", mask)
         apart = distances(*jnp.split(pooled, 2))
-        ratio = log_likelihood_ratio(self.backbone, output.logits, batch, causal=self.causal, masked=self.masked, mask_id=self.mask_id)
+        ratio = log_likelihood_ratio(
+            self.backbone, output.logits, batch, causal=self.causal, bases=self.bases, masked=self.masked, mask_id=self.mask_id
+        )
         columns = [ratio, apart["l2"], apart["cosine"]]
         predictions = output.predictions if self.head is None else self.head({"tokens": tokens, "mask": mask}, train=False)
         if predictions is not None:
@@ -106,6 +109,7 @@ class VariantEmbedder(nnx.Module):
     Args:
       strands: as of the family; None for a backbone that reads one strand.
       causal: as of the family.
+      bases: by token, how many of A, C, G, T it stands for.
       mask_id: what hides a token under a masked model.
       window_bp: bases of the window.
       bp_per_token: bases that a token stands for.
@@ -119,13 +123,14 @@ class VariantEmbedder(nnx.Module):
         *,
         strands: Callable[[jax.Array], jax.Array] | None,
         causal: bool,
+        bases: tuple[int, ...],
         mask_id: int,
         window_bp: int,
         bp_per_token: int,
         ratio: bool,
         turned_back: bool,
     ):
-        self.backbone, self.strands, self.causal, self.mask_id = backbone, strands, causal, mask_id
+        self.backbone, self.strands, self.causal, self.bases, self.mask_id = backbone, strands, causal, bases, mask_id
         self.window_bp, self.bp_per_token, self.ratio, self.turned_back = window_bp, bp_per_token, ratio, turned_back
 
     def __call__(self, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -135,7 +140,9 @@ class VariantEmbedder(nnx.Module):
             hidden.append(output.hidden)
             one = {"tokens": tokens, "mask": jnp.ones(tokens.shape, bool), "aligned": batch["aligned"]}
             logits = output.logits if self.ratio else None
-            ratios.append(log_likelihood_ratio(self.backbone, logits, one, causal=self.causal, masked=False, mask_id=self.mask_id))
+            ratios.append(
+                log_likelihood_ratio(self.backbone, logits, one, causal=self.causal, bases=self.bases, masked=False, mask_id=self.mask_id)
+            )
         if self.strands is None:
             forward, reverse = hidden
             reverse = jnp.flip(reverse, 1)
@@ -153,9 +160,20 @@ class VariantEmbedder(nnx.Module):
 
 
 def log_likelihood_ratio(
-    backbone: nnx.Module, logits: jax.Array | None, batch: Mapping[str, jax.Array], *, causal: bool, masked: bool, mask_id: int
+    backbone: nnx.Module,
+    logits: jax.Array | None,
+    batch: Mapping[str, jax.Array],
+    *,
+    causal: bool,
+    bases: tuple[int, ...],
+    masked: bool,
+    mask_id: int,
 ) -> jax.Array:
-    """float32 (batch,): of the alternative against the reference, in nats; see `VariantScorer`.
+    """float32 (batch,): log P(alternative) - log P(reference) in nats.
+
+    Of the whole windows under a causal model, as far as tokens stand for A, C, G and T; NaN where the windows hold different numbers of
+    these, as around an insertion near N. Of the tokens that differ, all of them hidden, under a masked model; NaN where the rows are not
+    aligned or their tokens are cut at other bases.
 
     Args:
       logits: (2 * batch, length, vocabulary), of all references and then of all alternatives; None gives NaN.
@@ -164,17 +182,18 @@ def log_likelihood_ratio(
     ref, alt = batch["tokens"][..., 0], batch["tokens"][..., 1]
     if logits is None:
         return jnp.full(len(ref), jnp.nan)
+    count_ref, count_alt = (jnp.asarray(bases, jnp.int32)[tokens] for tokens in (ref, alt))
     if causal:
-        mask = jnp.concatenate([batch["mask"][..., 0], batch["mask"][..., 1]])[:, 1:]
+        scored = jnp.concatenate([count_ref, count_alt])[:, 1:] > 0
         likely = log_probability(logits[:, :-1], jnp.concatenate([ref, alt])[:, 1:])
-        before, after = jnp.split(jnp.where(mask, likely, 0).sum(1), 2)
-        return after - before
+        before, after = jnp.split(jnp.where(scored, likely, 0).sum(1), 2)
+        return jnp.where(count_ref[:, 1:].sum(1) == count_alt[:, 1:].sum(1), after - before, jnp.nan)
     differ = ref != alt
     hidden = backbone(jnp.where(differ, mask_id, ref), mask=batch["mask"][..., 0] if masked else None).logits
     # Both tokens stand at the same place, so the softmax's denominator cancels.
     logit_alt, logit_ref = (jnp.take_along_axis(hidden, x[..., None], axis=2)[..., 0].astype(jnp.float32) for x in (alt, ref))
     ratio = jnp.where(differ, logit_alt - logit_ref, 0).sum(1)
-    return jnp.where(batch["aligned"], ratio, jnp.nan)
+    return jnp.where(batch["aligned"] & (count_ref == count_alt).all(1), ratio, jnp.nan)
 
 
 def log_probability(logits: jax.Array, tokens: jax.Array) -> jax.Array:

@@ -71,6 +71,7 @@ def run(config: ConfigDict) -> int:
             backbone,
             strands=spec.family.strands,
             causal=spec.family.causal,
+            bases=tuple(tokenizer.bases_per_token().tolist()),
             mask_id=0 if tokenizer.mask_id is None else tokenizer.mask_id,
             window_bp=window,
             bp_per_token=reader.bp_per_token,

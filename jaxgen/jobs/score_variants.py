@@ -1,14 +1,13 @@
 """Score the variants of a VCF: likelihood ratio, embedding distances, predictions of a fine-tuned head; TSV and VCF out, resumable."""
 
-import functools
 import hashlib
 import json
-import operator
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
@@ -75,7 +74,7 @@ def run(config: ConfigDict) -> int:
         say(f"resumed: {min(first_row(done, rows), len(variants)):,} alleles are there already")
 
     def mean(views: list[dict[str, np.ndarray]]) -> list[jax.Array]:
-        return [functools.reduce(operator.add, map(score, views)) / len(views)]
+        return [_average(*map(score, views))]
 
     tokens = 2 * rows * windows.width * len(windows.views)
     rate = run_in_order(len(variants), rows, windows.batches(first_row(done, rows), rows), mean, [file], done, digest, tokens)
@@ -89,10 +88,8 @@ def run(config: ConfigDict) -> int:
         annotate_vcf(v.vcf, folder / VCF, genome, variants, names, values)
     missing = int(np.isnan(values[:, 0]).sum())
     if missing:
-        say(
-            f"note: {missing} alleles without a likelihood ratio (under a masked model insertions, deletions and byte pairs that are "
-            "cut otherwise; or no language-model head)"
-        )
+        why = "no language-model head, insertions and deletions under a masked model or near N, byte pairs cut at other bases"
+        say(f"note: {missing} alleles without a likelihood ratio ({why})")
     metrics = {"all": {name: float(np.nanmean(column)) for name, column in zip(names, values.T) if np.isfinite(column).any()}}
     result = {"job": "score_variants", "model": spec.family.name, "metrics": metrics, "rows": len(variants), "missing": missing, **rate}
     write_result(
@@ -143,8 +140,7 @@ class Windows:
         if self.tokenizer.fixed_tokens:
             return batch
         place = self.length // 2 + shift
-        near, cut_alike = self._near(texts, mask, self.length - 1 - place if turn else place)
-        return batch | {"near": near, "aligned": same & cut_alike}
+        return batch | {"near": self._near(texts, mask, self.length - 1 - place if turn else place) if self.near else mask}
 
     def _encode(self, rows: np.ndarray, view: tuple[int, int], width: int | None) -> tuple[Sequence[np.ndarray], np.ndarray, np.ndarray]:
         """Windows with the reference and with the alternative; their tokens and mask (b, width or longest, 2)."""
@@ -160,20 +156,15 @@ class Windows:
         masks = [self.tokenizer.attention_mask(lengths, wide) for _, lengths in encoded]
         return texts, np.stack(ids, -1), np.stack(masks, -1)
 
-    def _near(self, texts: Sequence[np.ndarray], mask: np.ndarray, place: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where byte pairs lie: `near` of the scorer for the window around the base `place`, and bool (b,), whether both alleles of a row
-        are cut at the same bases."""
-        near, half = mask.copy(), self.near // 2
-        cut_alike = np.ones(len(mask), bool)
-        for row in range(len(mask)):
-            spans = [self.tokenizer.spans(text[row].tobytes()) for text in texts]
-            cut_alike[row] = np.array_equal(spans[0][0], spans[1][0])
-            for allele, (first, count) in enumerate(spans):
+    def _near(self, texts: Sequence[np.ndarray], mask: np.ndarray, place: int) -> np.ndarray:
+        """bool (b, width, 2): the tokens that reach into the window around the base `place`."""
+        near, half = np.zeros_like(mask), self.near // 2
+        for allele, text in enumerate(texts):
+            for row in range(len(mask)):
+                first, count = self.tokenizer.spans(text[row].tobytes())
                 content = np.flatnonzero(mask[row, :, allele])[self.before :][: len(first)]
-                if self.near:
-                    near[row, :, allele] = False
-                    near[row, content, allele] = (first <= place + half) & (first + count > place - half)
-        return near, cut_alike
+                near[row, content, allele] = (first <= place + half) & (first + count > place - half)
+        return near
 
 
 def _prepare(config: ConfigDict, genome: Genome, variants: Variants) -> tuple[ModelSpec, Tokenizer, Windows]:
@@ -200,6 +191,7 @@ def _load(config: ConfigDict, spec: ModelSpec, tokenizer: Tokenizer, windows: Wi
         return VariantScorer(
             backbone,
             causal=spec.family.causal,
+            bases=tuple(tokenizer.bases_per_token().tolist()),
             masked=config.model.masked,
             mask_id=0 if tokenizer.mask_id is None else tokenizer.mask_id,
             window_bp=config.variants.window,
@@ -209,6 +201,13 @@ def _load(config: ConfigDict, spec: ModelSpec, tokenizer: Tokenizer, windows: Wi
 
     graphdef, state = load(config, spec, mesh, wrap)
     return graphdef, tuned.place(state) if tuned else state, outputs
+
+
+@jax.jit
+def _average(*views: jax.Array) -> jax.Array:
+    """The mean of the scores (rows, columns) over views; the ratio, the first column, is that of the views that have one."""
+    scores = jnp.stack(views)
+    return scores.mean(0).at[:, 0].set(jnp.nanmean(scores[..., 0], axis=0))
 
 
 def _table(genome: Genome, variants: Variants, names: list[str], values: np.ndarray) -> str:
