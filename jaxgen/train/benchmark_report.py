@@ -189,7 +189,7 @@ def markdown(lines: Sequence[Line], facts: Mapping[str, TaskFacts]) -> str:
     text.append(f"Published scores, of larger models with other protocols: {sources}.\n")
     for task, fact in facts.items():
         leaks = fact.leaks
-        known = f"; {leaks['near']:.0f} of {leaks['test_rows']:.0f} test rows are in train, or nearly" if leaks else ""
+        known = f"; {leaks['near']:.0f} of {leaks['test_rows']:.0f} test rows are in train or dev, or nearly" if leaks else ""
         majority = fact.baselines.get("majority", {}).get("accuracy", math.nan)
         text.append(f"- {task}: accuracy of the majority class {number(majority)}{known}" + "".join(f"; {note}" for note in fact.notes))
     return "\n".join(text) + "\n"

@@ -66,7 +66,7 @@ def test_one_command_gives_the_table_and_goes_on_with_more_seeds(root, tmp_path,
     assert [int(row["exact"]) for row in leaks] == [2]
     assert (float(table[0]["majority"]), float(table[0]["cnn"])) == (0, float(table[0]["mean"]))
     page = (workdir / "table.md").read_text()
-    assert "20 test rows are in train, or nearly" in page
+    assert "20 test rows are in train or dev, or nearly" in page
     assert "gue/tf_0: 48 train rows, 32,378 in the published files" in page
     assert page in capsys.readouterr().out
 
