@@ -1,6 +1,6 @@
 """Many models on many tasks and seeds, one table: configs/benchmark.py[:gue|genomic_benchmarks|nt|nt_revised][,study].
 
-`:gue,smoke` on mouse_3 and prom_core_tata: 48 small runs in 1.2 hours on two busy CPU cores; docs/results.md has the table.
+`:gue,smoke` on four small tasks: 96 runs in 2.6 hours on two busy CPU cores; docs/results.md has the table and the command.
 """
 
 from ml_collections import ConfigDict
