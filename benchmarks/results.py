@@ -41,7 +41,7 @@ RUNS = {
     ("genomic_benchmarks/human_nontata_promoters", "cnn"): (*CNN, "--config.train.epochs=15", "--config.data.max_shift=10"),
     ("gue/prom_core_notata", "hyenadna_smoke"): (*HYENA, "--config.train.epochs=1", "--config.train.eval_every=331"),
     ("gue/tf_0", "hyenadna_smoke"): (*HYENA, "--config.train.epochs=3", "--config.data.max_shift=3", "--config.train.eval_every=506"),
-    ("genomic_benchmarks/human_nontata_promoters", "hyenadna_smoke"): (*HYENA, "--config.train.epochs=16", "--config.data.max_shift=10"),
+    ("genomic_benchmarks/human_nontata_promoters", "hyenadna_smoke"): (*HYENA, "--config.train.epochs=32", "--config.data.max_shift=10"),
 }
 for _model in ("mamba_smoke", "caduceus_ph_smoke", "caduceus_ps_smoke"):
     RUNS |= {
