@@ -76,7 +76,8 @@ def scorer(model: Any, windows: Any, batch: int) -> Callable[[], np.ndarray]:
 
     from jaxgen.heads.variant import VariantScorer
 
-    graphdef, state = nnx.split(VariantScorer(model, causal=False, mask_id=windows.tokenizer.mask_id))
+    bases = tuple(windows.tokenizer.bases_per_token().tolist())
+    graphdef, state = nnx.split(VariantScorer(model, causal=False, bases=bases, mask_id=windows.tokenizer.mask_id))
     score = jax.jit(lambda state, batch: nnx.merge(graphdef, state)(batch)[:, :2])
     n = len(windows.variants)
 

@@ -25,8 +25,13 @@ class GatedEmbedding(Embedding):
 
     def __call__(self, tokens: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
         table = self.table[...]
-        rows = jnp.take(table, tokens, axis=0)
-        return (rows + (self.gate - 1)[..., None] * (rows - table[jnp.array(self.base_tokens)].mean(0))).astype(dtype)
+        return self._gated(jnp.take(table, tokens, axis=0), table[jnp.array(self.base_tokens)].mean(0)).astype(dtype)
+
+    def shares(self, tokens: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        return self._gated(super().shares(tokens), super().shares(jnp.array(self.base_tokens)).mean(0)).astype(dtype)
+
+    def _gated(self, own: jax.Array, baseline: jax.Array) -> jax.Array:
+        return own + (self.gate - 1)[..., None] * (own - baseline)
 
 
 class Explainer(nnx.Module):

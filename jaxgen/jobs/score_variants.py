@@ -104,16 +104,26 @@ class Windows:
     """Batches of both alleles in a window, in every view: a strand and a shift of the variant from the middle.
 
     Args:
-      fields: `variants` of the config.
+      near: bases around the variant that `near` of the batches is about; 0 for all.
 
     Attributes:
       width: tokens of a row.
     """
 
-    def __init__(self, genome: Genome, variants: Variants, tokenizer: Tokenizer, special_tokens: bool, fields: ConfigDict):
+    def __init__(
+        self,
+        genome: Genome,
+        variants: Variants,
+        tokenizer: Tokenizer,
+        special_tokens: bool,
+        length: int,
+        strand: str,
+        shifts: Any,
+        near: int = 0,
+    ):
         self.genome, self.variants, self.tokenizer, self.special_tokens = genome, variants, tokenizer, special_tokens
-        self.length, self.near = fields.length, fields.window
-        self.views = [(turn, int(shift)) for turn in STRANDS[fields.strand] for shift in fields.shifts]
+        self.length, self.near = length, near
+        self.views = [(turn, int(shift)) for turn in STRANDS[strand] for shift in shifts]
         self.before = len(frame(tokenizer)[0]) if special_tokens else 0
         # Rows of one width compile once. K-mer tokenizers spell windows with N out base by base: the longest row says how wide.
         longest = np.argmax([max(len(ref), len(alt)) for ref, alt in zip(variants.refs, variants.alts)])
@@ -171,7 +181,7 @@ def _prepare(config: ConfigDict, genome: Genome, variants: Variants) -> tuple[Mo
     """The model, its tokenizer, and the windows that it reads."""
     v = config.variants
     spec, tokenizer = variant_model(config)
-    windows = Windows(genome, variants, tokenizer, spec.family.special_tokens, v)
+    windows = Windows(genome, variants, tokenizer, spec.family.special_tokens, v.length, v.strand, v.shifts, v.window)
     if spec.arrays is None:
         spec = sized_for(config, spec, windows.width)
     longest = spec.family.longest(spec.config)

@@ -89,6 +89,10 @@ class Embedding(nnx.Module):
     def __call__(self, tokens: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
         return jnp.take(self.table[...], tokens, axis=0).astype(dtype)
 
+    def shares(self, tokens: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        """(..., vocabulary): how much of each row of the table an embedded token is; `shares(tokens) @ table` is the embedding."""
+        return jax.nn.one_hot(tokens, self.table.shape[0], dtype=dtype)
+
     def attend(self, x: jax.Array) -> jax.Array:
         return x @ self.table[...].astype(x.dtype).T
 

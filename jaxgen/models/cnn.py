@@ -66,7 +66,7 @@ class Stage(nnx.Module):
         """The stage of the embedded tokens (batch, length), as one product of one-hot windows and the kernel of embeddings: a vocabulary
         is much smaller than its embeddings, and this convolution is nearly all of the model's work."""
         kernel = jnp.einsum("ve,wec->wvc", embedding.table[...], self.conv.kernel[...]).astype(dtype)
-        letters, n = jax.nn.one_hot(tokens, kernel.shape[1], dtype=dtype), tokens.shape[1] - WIDTH + 1
+        letters, n = embedding.shares(tokens, dtype), tokens.shape[1] - WIDTH + 1
         windows = jnp.concatenate([letters[:, i : i + n] for i in range(WIDTH)], axis=-1)
         product = _whole_rows(windows) @ kernel.reshape(-1, kernel.shape[2])
         return self.after_convolution(product + self.conv.bias[...].astype(dtype), train)

@@ -35,7 +35,7 @@ def load(
     Raises:
         InputError: bad path, table, sequence or label; one line with file, line and column.
     """
-    check(path, kind, sequence_column, label_column)
+    _check_kind(kind)
     tables = {split: read_table(file, sequence_column, label_column) for split, file in _find(Path(path)).items()}
     first = tables.get("train") or tables["all"]
     if kind == "classification":
@@ -63,10 +63,14 @@ def load(
 
 def check(path: str, kind: str = "classification", sequence_column: str = "sequence", label_column: str = "label") -> None:
     """Raises what `load` would, as far as the first lines of the tables show it."""
-    if kind not in KINDS:
-        raise InputError(f"task 'table': unknown kind {kind!r}{nearest(kind, KINDS)}")
+    _check_kind(kind)
     for file in _find(Path(path)).values():
         next(stream_columns(file, sequence_column, label_column))
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise InputError(f"task 'table': unknown kind {kind!r}{nearest(kind, KINDS)}")
 
 
 def _find(path: Path) -> dict[str, Path]:
