@@ -2,14 +2,14 @@
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import jax
 from etils import epath
 from ml_collections import ConfigDict
 
 from jaxgen.jobs import finetune
-from jaxgen.jobs.training import Ready, Run, finish, open_log, open_workdir, say, set_up, train
-from jaxgen.layers.variables import named_arrays
+from jaxgen.jobs.training import Ready, Run, finish, open_log, open_workdir, say, set_up, total_steps, train
 from jaxgen.train.checkpoint import Checkpoints
 from jaxgen.train.evaluate import PredictionEvaluator
 from jaxgen.train.logging import write_json
@@ -30,10 +30,7 @@ def run_packed(configs: Sequence[ConfigDict], folder: str) -> None:
     open_workdir(_as_one(configs, folder))
     with Termination(say) as termination:
         runs = [finetune.prepare(config) for config in configs]
-        # One device per mesh: the seeds are what is divided over the devices.
-        mesh = make_mesh(dict.fromkeys(configs[0].mesh, 1), jax.local_devices()[:1])
-        ready = [set_up(config, run, mesh) for config, run in zip(configs, runs)]
-        if reason := _unlike(runs, ready):
+        if reason := _unlike(configs, runs):
             say(f"one seed after the other: {reason}")
             for config, run in zip(configs, runs):
                 if not open_workdir(config):
@@ -41,6 +38,11 @@ def run_packed(configs: Sequence[ConfigDict], folder: str) -> None:
                 if not (epath.Path(config.workdir) / "result.json").exists():
                     return  # a signal asked to stop
         else:
+            # One device per mesh: the seeds are what is divided over the devices.
+            first = set_up(configs[0], runs[0], make_mesh(dict.fromkeys(configs[0].mesh, 1), jax.local_devices()[:1]))
+            ready = [first]
+            for config, run in zip(configs[1:], runs[1:]):
+                ready.append(replace(first, state=first.initial(config.seed), evaluators=run.evaluators(first.program)))
             _train(configs, runs, ready, folder, termination)
 
 
@@ -51,16 +53,15 @@ def _as_one(configs: Sequence[ConfigDict], folder: str) -> ConfigDict:
     return config
 
 
-def _unlike(runs: Sequence[Run], ready: Sequence[Ready]) -> str:
+def _unlike(configs: Sequence[ConfigDict], runs: Sequence[Run]) -> str:
     """Why these runs cannot be one program; empty when they can."""
     if jax.process_count() > 1:
         return "packed seeds take one process"
     if any(len(run.extra_result["buckets"]) > 1 for run in runs):
         return "batches of several lengths, which differ between seeds (data.buckets=1 gives them one)"
-    first, shapes = ready[0], [{name: x.shape for name, x in named_arrays(r.state).items()} for r in ready]
-    if any(r.plan.steps != first.plan.steps or s != shapes[0] for r, s in zip(ready, shapes)):
-        return "another number of steps or parameters"
-    if any(run.extra_result["max_length"] != runs[0].extra_result["max_length"] for run in runs):
+    if len({total_steps(config, run.steps_per_epoch) for config, run in zip(configs, runs)}) > 1:
+        return "another number of steps"
+    if any(run.spec.config != runs[0].spec.config or run.extra_result["max_length"] != runs[0].extra_result["max_length"] for run in runs):
         return "another length of the longest sequence (set data.max_length)"
     return ""
 

@@ -31,7 +31,7 @@ from jaxgen.train.memory import peak_flops
 from jaxgen.train.objectives import Objective
 from jaxgen.train.report import write_report
 from jaxgen.train.sharding import make_mesh
-from jaxgen.train.state import Program, TrainState, init_state
+from jaxgen.train.state import Program, TrainState, initialiser
 from jaxgen.train.termination import Termination
 
 # Fields that may differ between the runs that share a workdir: they change neither parameters nor metrics.
@@ -245,10 +245,11 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Ready:
-    """A run that could take its first step."""
+    """A run that could take its first step; `initial` gives the first state under another seed."""
 
     program: Program
     state: TrainState
+    initial: Callable[[int], TrainState]
     plan: Plan
     tuned: Tuning
     evaluators: Mapping[str, Evaluator]
@@ -272,12 +273,15 @@ def set_up(config: ConfigDict, run: Run, mesh: Mesh) -> Ready:
         backbone = run.spec.family.build(run.spec.config, nnx.Rngs(backbone_key))
         return run.build(tuned.adapt(backbone, nnx.Rngs(jax.random.fold_in(backbone_key, 1))), nnx.Rngs(head_key))
 
-    graphdef, optimizer, state = init_state(
-        build, tuned.freeze, lambda params: optim.make_optimizer(fields, params, schedule), mesh, config.seed, t.ema_decay > 0
+    graphdef, optimizer, random = initialiser(
+        build, tuned.freeze, lambda params: optim.make_optimizer(fields, params, schedule), mesh, t.ema_decay > 0
     )
     program = Program(graphdef, run.objective, optimizer, mesh, t.accumulate, t.ema_decay)
-    if run.spec.arrays is not None:
-        state = with_pretrained(state, run.spec.arrays)
+
+    def initial(seed: int) -> TrainState:
+        return random(seed) if run.spec.arrays is None else with_pretrained(random(seed), run.spec.arrays)
+
+    state = initial(config.seed)
     n_params = sum(x.size for x in named_arrays(state.params).values())
     n_frozen = sum(x.size for x in named_arrays(state.frozen).values())
     say(
@@ -307,7 +311,7 @@ def set_up(config: ConfigDict, run: Run, mesh: Mesh) -> Ready:
     evaluators = run.evaluators(program)
     if select not in evaluators["valid"].names:
         raise InputError(f"train.select={select!r} is not computed for this task{nearest(select, evaluators['valid'].names)}")
-    return Ready(program, state, plan, tuned, evaluators)
+    return Ready(program, state, initial, plan, tuned, evaluators)
 
 
 def train(config: ConfigDict, run: Run, termination: Termination) -> None:

@@ -71,23 +71,24 @@ def split_model(module: nnx.Module, freeze: tuple[str, ...]) -> tuple[nnx.GraphD
     return graphdef, trainable, frozen, rest
 
 
-def init_state(
+# The LLVM passes above level 1 do nothing for a program that runs once, but take most of its compilation on CPUs.
+_RUN_ONCE = {"xla_backend_optimization_level": 1}
+
+
+def initialiser(
     build: Callable[[jax.Array], nnx.Module],
     freeze: tuple[str, ...],
     make_optimizer: Callable[[nnx.State], optax.GradientTransformation],
     mesh: Mesh,
-    seed: int,
     use_ema: bool,
-) -> tuple[nnx.GraphDef, optax.GradientTransformation, TrainState]:
-    """Build a model and its optimiser state, born sharded: nothing larger than a shard ever exists on a device.
+) -> tuple[nnx.GraphDef, optax.GradientTransformation, Callable[[int], TrainState]]:
+    """A model, its optimiser, and seed -> their state, born sharded: nothing larger than a shard ever exists on a device.
 
     Args:
-      build: key -> module; runs inside jit.
+      build: key -> module; runs inside jit, once for all seeds.
       make_optimizer: from the abstract trainable parameters.
     """
-    key = jax.random.key(seed)
-    model_key, run_key = jax.random.split(key)
-    graphdef, abstract, *_ = split_model(nnx.eval_shape(lambda: build(model_key)), freeze)
+    graphdef, abstract, *_ = split_model(nnx.eval_shape(lambda: build(jax.random.key(0))), freeze)
     optimizer = make_optimizer(abstract)
 
     def make(model_key: jax.Array, run_key: jax.Array) -> TrainState:
@@ -103,10 +104,29 @@ def init_state(
             nan_steps=jnp.zeros((), jnp.int32),
         )
 
-    shardings = state_shardings(mesh, jax.eval_shape(make, model_key, run_key))
-    with jax.set_mesh(mesh):
-        state = jax.jit(make, out_shardings=shardings)(model_key, run_key)
-    return graphdef, optimizer, state
+    key = jax.random.key(0)
+    shardings = state_shardings(mesh, jax.eval_shape(make, key, key))
+    options = _RUN_ONCE if mesh.devices.flat[0].platform == "cpu" else None
+    program = jax.jit(make, out_shardings=shardings, compiler_options=options)
+
+    def initial(seed: int) -> TrainState:
+        with jax.set_mesh(mesh):
+            return program(*jax.random.split(jax.random.key(seed)))
+
+    return graphdef, optimizer, initial
+
+
+def init_state(
+    build: Callable[[jax.Array], nnx.Module],
+    freeze: tuple[str, ...],
+    make_optimizer: Callable[[nnx.State], optax.GradientTransformation],
+    mesh: Mesh,
+    seed: int,
+    use_ema: bool,
+) -> tuple[nnx.GraphDef, optax.GradientTransformation, TrainState]:
+    """A model, its optimiser and their state under one seed, as `initialiser` makes them."""
+    graphdef, optimizer, initial = initialiser(build, freeze, make_optimizer, mesh, use_ema)
+    return graphdef, optimizer, initial(seed)
 
 
 def _micro_batches(batch: Batch, n: int) -> Batch:
