@@ -36,7 +36,15 @@ CNN = (
 STATE_SPACE = tuple(flag.replace("learning_rate=2e-3", "learning_rate=4e-3") for flag in HYENA)
 # (task, model) -> what differs from configs/finetune.py.
 RUNS = {
-    ("gue/tf_0", "cnn"): (*CNN, "--config.train.epochs=12", "--config.data.max_shift=25"),
+    ("gue/tf_0", "cnn"): (
+        *CNN,
+        "--config.train.batch_size=256",
+        "--config.train.learning_rate=8e-3",
+        "--config.train.weight_decay=0.5",
+        "--config.train.epochs=30",
+        "--config.train.select=loss",
+        "--config.data.max_shift=25",
+    ),
     ("gue/prom_core_notata", "cnn"): (*CNN, "--config.train.epochs=6", "--config.data.max_shift=2"),
     ("genomic_benchmarks/human_nontata_promoters", "cnn"): (*CNN, "--config.train.epochs=15", "--config.data.max_shift=10"),
     ("gue/prom_core_notata", "hyenadna_smoke"): (*HYENA, "--config.train.epochs=1", "--config.train.eval_every=331"),
