@@ -21,6 +21,15 @@ def resolve(path_or_hub_id: str | os.PathLike, revision: str | None = None) -> P
     Raises:
       InputError: no such folder, or the repository cannot be had.
     """
+    return local(path_or_hub_id) or _snapshot(str(path_or_hub_id), revision)
+
+
+def local(path_or_hub_id: str | os.PathLike) -> Path | None:
+    """The local folder of a checkpoint; None for a Hub id.
+
+    Raises:
+      InputError: neither of them.
+    """
     path = Path(path_or_hub_id).expanduser()
     if path.is_dir():
         return path
@@ -29,7 +38,7 @@ def resolve(path_or_hub_id: str | os.PathLike, revision: str | None = None) -> P
         raise InputError(f"{name}: is a file; give the folder that holds the weights and their config.json")
     if not _HUB_ID.fullmatch(name):
         raise InputError(f"{name}: no such folder (and not a Hub id, which reads owner/name)")
-    return _snapshot(name, revision)
+    return None
 
 
 def _snapshot(name: str, revision: str | None) -> Path:

@@ -14,7 +14,7 @@ from jaxgen.data.leaks import find_leaks
 from jaxgen.data.sequences import Sequences
 from jaxgen.data.tasks.published import published
 from jaxgen.jobs.baseline import kmer_predictions
-from jaxgen.jobs.benchmark_runs import CNN, Cell, check, check_rules, packs, plan, run_all, share
+from jaxgen.jobs.benchmark_runs import CNN, Cell, check, check_rules, packs, plan, run_all, share, title
 from jaxgen.jobs.sweep import chosen_settings, sweep
 from jaxgen.jobs.tasks import load_task
 from jaxgen.jobs.training import claim_workdir, say
@@ -47,15 +47,21 @@ def _run(config: ConfigDict) -> int:
     cells, failed = plan(config), {}
     check_rules(config, cells)
     if config.benchmark.sweep:  # the seeds of a model and task stay together with the trials that choose their settings
-        pairs = share(list(dict.fromkeys((cell.label, cell.task) for cell in cells)), config.benchmark.share)
-        if not config.benchmark.dry_run and (failed := sweep(config, pairs)) is None:
+        pairs = list(dict.fromkeys(cell.pair for cell in cells))
+        own_pairs = share(pairs, config.benchmark.share)
+        if not config.benchmark.dry_run and (failed := sweep(config, own_pairs)) is None:
             return 0
-        cells = plan(config, chosen_settings(config))
-        check(cells)
-        mine = [pack for pack in packs(cells, config.benchmark.pack) if (pack[0].label, pack[0].task) in pairs]
+        chosen = chosen_settings(config, pairs)
+        cells = plan(config, chosen)
+        decided = [cell for cell in cells if cell.pair in chosen]
+        check(decided)
+        cells = cells if config.benchmark.dry_run else decided
+        every = packs(cells, config.benchmark.pack)
+        mine = [pack for pack in every if pack[0].pair in own_pairs]
     else:
         check(cells)
-        mine = share(packs(cells, config.benchmark.pack), config.benchmark.share)
+        every = packs(cells, config.benchmark.pack)
+        mine = share(every, config.benchmark.share)
     if config.benchmark.dry_run:
         for number, pack in enumerate(mine, 1):
             for cell in pack:
@@ -68,10 +74,9 @@ def _run(config: ConfigDict) -> int:
     more = run_all(mine, workdir / "packs")
     if more is None:
         return 0
-    failed |= more
-    scores = [score for cell in cells if (score := _score(cell, config)) is not None]
+    failed = _elsewhere(workdir, [pack for pack in every if pack not in mine]) | failed | more
+    scores, facts = _gather(cells, config)
     if scores:
-        facts = {task: _facts(task, config, cells, scores) for task in dict.fromkeys(s.task for s in scores)}
         lines = write_benchmark(config.workdir, scores, facts)
         table = {f"{line.task}/{line.model}": {line.metric: line.mean, "std": line.std, "n": line.n} for line in lines}
         means = {f"{line.task}/{line.model}/{line.metric}": line.mean for line in lines}
@@ -83,12 +88,30 @@ def _run(config: ConfigDict) -> int:
     return 1 if failed else 0
 
 
+def _elsewhere(workdir: epath.Path, others: Sequence[Sequence[Cell]]) -> dict[str, str]:
+    """Failures that other shares left in result.json, as far as their runs are still not finished."""
+    file = workdir / "result.json"
+    told = json.loads(file.read_text())["failed"] if file.exists() else {}
+    names = {title(pack) for pack in others if not all(cell.finished for cell in pack)}
+    return {name: reason for name, reason in told.items() if name in names}
+
+
+def _gather(cells: Sequence[Cell], config: ConfigDict) -> tuple[list[Score], dict[str, TaskFacts]]:
+    """The scores of all finished runs, and what stands beside them. Other shares may finish theirs while baselines are fitted here."""
+    scores: list[Score] = []
+    facts: dict[str, TaskFacts] = {}
+    while len(found := [score for cell in cells if (score := _score(cell, config)) is not None]) > len(scores):
+        scores = found
+        facts = {task: _facts(task, config, cells, scores) for task in dict.fromkeys(s.task for s in scores)}
+    return scores, facts
+
+
 def _score(cell: Cell, config: ConfigDict) -> Score | None:
     if not cell.finished:
         return None
     folder = epath.Path(cell.config.workdir)
     result = json.loads((folder / "result.json").read_text())
-    test = {name: np.nan if value is None else value for name, value in result["metrics"]["test"].items()}
+    test = _numbers(result["metrics"]["test"])
     clean: dict[str, float] = {}
     if config.benchmark.leaks:
         near = _leaks(cell, config)["near_rows"]
@@ -96,6 +119,11 @@ def _score(cell: Cell, config: ConfigDict) -> Score | None:
             stored = np.load(file)
             clean = _clean(test, stored["test_predictions"], stored["test_targets"], near)
     return Score(cell.label, cell.task, cell.seed, test, clean, result["nan_steps"], result["wall_seconds"])
+
+
+def _numbers(stored: Mapping[str, float | None]) -> dict[str, float]:
+    """Metrics as JSON keeps them, in which NaN is null."""
+    return {name: np.nan if value is None else value for name, value in stored.items()}
 
 
 def _clean(names: Iterable[str], predictions: np.ndarray, targets: np.ndarray, near: Sequence[int]) -> dict[str, float]:
@@ -172,7 +200,7 @@ def _facts(name: str, config: ConfigDict, cells: Sequence[Cell], scores: Sequenc
     return TaskFacts(
         select=kept["select"],
         category=next(category for pattern, category in _CATEGORIES if re.search(pattern, name)),
-        baselines=kept["test"] | cnn,
+        baselines={which: _numbers(stored) for which, stored in kept["test"].items()} | cnn,
         leaks={key: value for key, value in leaks.items() if key not in ("near_rows", "made_with")},
         # A label such as mamba_bpe may be what was published under that very name.
         published={

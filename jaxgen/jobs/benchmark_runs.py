@@ -35,6 +35,10 @@ class Cell:
     config: ConfigDict
 
     @property
+    def pair(self) -> tuple[str, str]:
+        return self.label, self.task
+
+    @property
     def finished(self) -> bool:
         return (epath.Path(self.config.workdir) / "result.json").exists()
 
@@ -58,17 +62,27 @@ def plan(config: ConfigDict, chosen: Mapping[tuple[str, str], Settings] | None =
     for field in ("seeds", "sweep_seeds"):
         if len(set(b[field])) != len(b[field]):
             raise InputError(f"benchmark.{field}={', '.join(map(str, b[field]))}: every seed counts once")
-    if b.cnn and not any(resolve(name)[0].name == CNN for name in models.values()):
-        models[CNN] = CNN
+    added = b.cnn and not any(resolve(name)[0].name == CNN for name in models.values())
+    if added and CNN in models:
+        raise InputError(f"benchmark.models: {CNN} is the CNN beside all models; choose another label, or set benchmark.cnn=false")
+    models |= {CNN: CNN} if added else {}
     cells = []
     for seed in map(int, b.seeds):
         for task, path in tasks.items():
             for label, name in models.items():
-                run_config = _run_config(config, label, name, task, path, seed, (chosen or {}).get((label, task), ()))
+                given = _from_scratch(config) if added and label == CNN else config
+                run_config = _run_config(given, label, name, task, path, seed, (chosen or {}).get((label, task), ()))
                 if seed == int(b.seeds[0]):
                     _check_run(run_config, f"{name or config.init_from} on {task}")
                 cells.append(Cell(label, resolve(name)[0].name, task, seed, run_config))
     return cells
+
+
+def _from_scratch(config: ConfigDict) -> ConfigDict:
+    """Without weights and adapters, which are for the models that the CNN stands beside."""
+    plain = ConfigDict(config.to_dict())
+    plain.init_from, plain.model.adapter, plain.model.adapter_targets, plain.model.adapter_feedforward = "", "full", (), ()
+    return plain
 
 
 def check_rules(config: ConfigDict, cells: Sequence[Cell]) -> None:
@@ -77,11 +91,11 @@ def check_rules(config: ConfigDict, cells: Sequence[Cell]) -> None:
     Raises:
       InputError: one that is not.
     """
-    pairs = {(cell.label, cell.task) for cell in cells}
+    pairs = {cell.pair for cell in cells}
     for field in ("overrides", "sweep"):
         for entry in config.benchmark[field]:
             if not any(matching([entry], *pair, f"benchmark.{field}") for pair in pairs):
-                labels, tasks = (", ".join(dict.fromkeys(names)) for names in zip(*((cell.label, cell.task) for cell in cells)))
+                labels, tasks = (", ".join(dict.fromkeys(names)) for names in zip(*(cell.pair for cell in cells)))
                 raise InputError(f"benchmark.{field}: {entry!r} is for no run; models are {labels}, tasks {tasks}")
 
 
@@ -109,12 +123,17 @@ def packs(cells: Sequence[Cell], size: int) -> list[list[Cell]]:
     groups: dict[tuple[str, str], list[list[Cell]]] = {}
     order: list[list[Cell]] = []
     for cell in cells:
-        own = groups.setdefault((cell.label, cell.task), [])
+        own = groups.setdefault(cell.pair, [])
         if not own or len(own[-1]) == size:
             own.append([])
             order.append(own[-1])
         own[-1].append(cell)
     return order
+
+
+def title(pack: Sequence[Cell]) -> str:
+    """What a pack is called in messages."""
+    return f"{pack[0].label} on {pack[0].task}, seed{'s' * (len(pack) > 1)} {', '.join(str(cell.seed) for cell in pack)}"
 
 
 def label_of(entry: str) -> str:
@@ -170,8 +189,10 @@ def share(items: Sequence[Item], text: str) -> list[Item]:
             index = int(own.get("JAXGEN_SHARE_INDEX") or own.get("JOB_COMPLETION_INDEX", "0"))
             text = f"{index + 1}/{own['JAXGEN_SHARE_COUNT']}"
         else:
-            index, first, count = (int(own.get(f"SLURM_ARRAY_TASK_{name}", "1")) for name in ("ID", "MIN", "COUNT"))
-            text = f"{index - first + 1}/{count}"
+            index, first, step, count = (int(own.get(f"SLURM_ARRAY_TASK_{name}", "1")) for name in ("ID", "MIN", "STEP", "COUNT"))
+            text = f"{(index - first) // step + 1}/{count}"
+            if not index - first < step * count:
+                raise InputError(f"benchmark.share=auto: job {index} of {count} in this array; number them evenly, as --array=1-{count}")
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise InputError(f"benchmark.share={text!r}: expected auto, or i/n with i from 1 to n, such as 1/4")
@@ -184,8 +205,7 @@ def run_all(packs: Sequence[Sequence[Cell]], folder: epath.Path) -> dict[str, st
     todo = [pack for pack in packs if not all(cell.finished for cell in pack)]
     began = time.monotonic()
     for i, pack in enumerate(todo):
-        seeds = ", ".join(str(cell.seed) for cell in pack)
-        name = f"{pack[0].label} on {pack[0].task}, seed{'s' * (len(pack) > 1)} {seeds}"
+        name = title(pack)
         eta = f", about {(time.monotonic() - began) / i * (len(todo) - i) / 60:.0f} min left" if i else ""
         say(f"[{i + 1}/{len(todo)}] {name}{eta}")
         try:
@@ -203,14 +223,17 @@ def run_all(packs: Sequence[Sequence[Cell]], folder: epath.Path) -> dict[str, st
 
 
 def _run_pack(pack: Sequence[Cell], folder: epath.Path) -> None:
-    """Seeds of one model and task together; those that are finished already stay, unless their pack was killed while it wrote them."""
-
-    def progress(cells: Sequence[Cell]) -> epath.Path:
-        return folder / pack[0].task / "_".join([pack[0].label, *(str(cell.seed) for cell in cells)])
-
-    if not progress(pack).exists():
-        pack = [cell for cell in pack if not cell.finished]
-    if len(pack) == 1:
-        finetune.run(pack[0].config)
-    else:
-        run_packed([cell.config for cell in pack], str(progress(pack)))
+    """Seeds of one model and task together: first those that were begun together, even if some of them are finished, then the others."""
+    begun = epath.Path(folder) / pack[0].task
+    cells = {str(cell.seed): cell for cell in pack}
+    for progress in sorted(begun.iterdir()) if begun.exists() else ():
+        label, _, seeds = progress.name.rpartition(".")
+        if label == pack[0].label and cells.keys() >= set(seeds.split("_")):
+            run_packed([cells[seed].config for seed in seeds.split("_")], str(progress))
+            if progress.exists():
+                return  # a signal asked to stop
+    rest = {seed: cell for seed, cell in cells.items() if not cell.finished}
+    if len(rest) == 1:
+        finetune.run(next(iter(rest.values())).config)
+    elif rest:
+        run_packed([cell.config for cell in rest.values()], str(begun / f"{pack[0].label}.{'_'.join(rest)}"))

@@ -9,12 +9,15 @@ from ml_collections import ConfigDict
 from jaxgen.data.buckets import bucket_lengths, padded_lengths
 from jaxgen.data.pipeline import eval_batches, table_sources, train_loader
 from jaxgen.errors import InputError, nearest
+from jaxgen.heads.adapters import freeze_patterns
 from jaxgen.heads.decoder import SequenceHead
 from jaxgen.heads.predictor import DirectPredictor, SequencePredictor
 from jaxgen.jobs.tasks import check_task, load_task
 from jaxgen.jobs.tokenizer import check_known, choose_tokenizer, with_vocabulary
 from jaxgen.jobs.training import Run, limited, model_spec, open_workdir, say, sized_for, total_steps, train
+from jaxgen.jobs.tuning import tuning
 from jaxgen.models.family import Family
+from jaxgen.models.pretrained import family_at
 from jaxgen.models.registry import resolve
 from jaxgen.train import objectives
 from jaxgen.train.evaluate import Evaluator, PredictionEvaluator
@@ -43,9 +46,12 @@ def check(config: ConfigDict) -> None:
     check_task(config)
     total_steps(config, 1)
     if config.init_from:
-        family = resolve(config.model.name)[0] if config.model.name else None
+        family = family_at(config.init_from, resolve(config.model.name)[0] if config.model.name else None)
+        freeze_patterns(config.model.adapter, ())
     else:
-        family = model_spec(config).family
+        spec = model_spec(config)
+        family = spec.family
+        tuning(config, family, spec.config)
     if family is not None:
         uses_own_head(config.head.kind, family)
 

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import jax
 from etils import epath
@@ -11,8 +12,10 @@ from ml_collections import ConfigDict
 from jaxgen.jobs import finetune
 from jaxgen.jobs.training import Ready, Run, finish, open_log, open_workdir, say, set_up, total_steps, train
 from jaxgen.train.checkpoint import Checkpoints
+from jaxgen.train.early_stopping import Selection
 from jaxgen.train.evaluate import PredictionEvaluator
 from jaxgen.train.logging import write_json
+from jaxgen.train.loop import Fitted, Plan
 from jaxgen.train.packed import Member, fit_packed
 from jaxgen.train.sharding import make_mesh
 from jaxgen.train.termination import Termination
@@ -66,6 +69,13 @@ def _unlike(configs: Sequence[ConfigDict], runs: Sequence[Run]) -> str:
     return ""
 
 
+def _position(step: int, fitted: Fitted, run: Run, plan: Plan) -> dict[str, Any]:
+    """Of a run that is over at its best step: for `init_from`, and for who goes on from here when result.json is missing."""
+    selection = Selection(plan.select, plan.larger_is_better, plan.patience, best_step=step)
+    data = run.stream.get_state() | {"step": step}
+    return {"step": step, "data": data, "selection": selection.to_dict(), "stopped_early": True, "wall_seconds": fitted.wall_seconds}
+
+
 def _train(configs: Sequence[ConfigDict], runs: Sequence[Run], ready: Sequence[Ready], folder: str, termination: Termination) -> None:
     write_json(epath.Path(folder) / "config.json", _as_one(configs, folder).to_dict())
     with contextlib.ExitStack() as stack:
@@ -77,8 +87,7 @@ def _train(configs: Sequence[ConfigDict], runs: Sequence[Run], ready: Sequence[R
         done = fit_packed(ready[0].program, members, ready[0].plan, folder, say=say, termination=termination)
     for config, run, r, (fitted, results) in zip(configs, runs, ready, done):
         checkpoints = Checkpoints(config.workdir)
-        position = {"step": fitted.best_step, "selection": {"best_step": fitted.best_step}}
-        checkpoints.save(fitted.state, position, best_step=fitted.best_step)  # for init_from
+        checkpoints.save(fitted.state, _position(fitted.best_step, fitted, run, r.plan), best_step=fitted.best_step)
         checkpoints.close()
         finish(config, run, r, fitted, fitted.state, results, packed=len(configs))
     if done:

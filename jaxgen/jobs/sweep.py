@@ -10,7 +10,6 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxgen.config import matching
-from jaxgen.errors import InputError
 from jaxgen.jobs.benchmark_runs import CNN, Cell, Settings, check, label_of, plan, run_all
 from jaxgen.jobs.training import say
 from jaxgen.train import metrics
@@ -46,7 +45,7 @@ def sweep(config: ConfigDict, pairs: Iterable[Pair]) -> dict[str, str] | None:
       failures by name, or None when a signal asked to stop.
 
     Raises:
-      InputError: an entry of `benchmark.sweep` that does not parse; a finished trial of other settings; a pair whose trials have no score.
+      InputError: an entry of `benchmark.sweep` that does not parse; a finished trial of other settings.
     """
     failed: dict[str, str] = {}
     every = {pair: trials for pair in pairs if len(trials := _trials(config, pair)) > 1}
@@ -56,28 +55,30 @@ def sweep(config: ConfigDict, pairs: Iterable[Pair]) -> dict[str, str] | None:
         if more is None:
             return None
         failed |= more
-        _choose(config, pair, trials)
+        if not _choose(config, pair, trials):
+            failed[f"{pair[0]} on {pair[1]}"] = "benchmark.sweep: no trial has a score, so there is nothing to choose by"
     _write_table(config)
     return failed
 
 
-def chosen_settings(config: ConfigDict) -> dict[Pair, Settings]:
-    """What was chosen so far, for the grid of this config."""
-    chosen = {}
+def chosen_settings(config: ConfigDict, pairs: Iterable[Pair]) -> dict[Pair, Settings]:
+    """What was chosen so far for the grid of this config, where there is a choice; pairs whose trials are missing are left out."""
+    grids = {pair: _grid(config, pair) for pair in pairs}
+    chosen = {pair: tuple(grid[0]) for pair, grid in grids.items() if len(grid) == 1}
     for record in _records(config):
         pair = record["model"], record["task"]
-        if record["grid"] == _grid(config, pair):
+        if pair not in chosen and record["grid"] == grids.get(pair):
             chosen[pair] = tuple(record["chosen"])
     return chosen
 
 
 def _grid(config: ConfigDict, pair: Pair) -> list[list[str]]:
-    """Every combination of the values that `benchmark.sweep` lists for a model and task."""
-    axes = []
+    """Every combination of the values that `benchmark.sweep` lists for a model and task; a later entry for a field replaces an earlier."""
+    axes = {}
     for entry in matching(config.benchmark.sweep, *pair, "benchmark.sweep"):
         field, values = entry.split("=", 1)
-        axes.append([f"{field}={value}" for value in values.split("|")])
-    return [list(point) for point in itertools.product(*axes)]
+        axes[field] = [f"{field}={value}" for value in values.split("|")]
+    return [list(point) for point in itertools.product(*axes.values())]
 
 
 def _trials(config: ConfigDict, pair: Pair) -> list[Trial]:
@@ -94,11 +95,12 @@ def _trials(config: ConfigDict, pair: Pair) -> list[Trial]:
     return trials
 
 
-def _choose(config: ConfigDict, pair: Pair, trials: list[Trial]) -> None:
+def _choose(config: ConfigDict, pair: Pair, trials: list[Trial]) -> bool:
+    """Writes down the best trial; False when none has a score."""
     scores = [trial.score() for trial in trials]
     known = [i for i, (_, value) in enumerate(scores) if np.isfinite(value)]
     if not known:
-        raise InputError(f"benchmark.sweep: no trial of {pair[0]} on {pair[1]} has a score")
+        return False
     metric = scores[known[0]][0]
     sign = 1 if metrics.larger_is_better(metric) else -1
     best = max(known, key=lambda i: sign * scores[i][1])
@@ -106,6 +108,7 @@ def _choose(config: ConfigDict, pair: Pair, trials: list[Trial]) -> None:
     record |= {"seeds": list(config.benchmark.sweep_seeds), "valid": [value for _, value in scores], "chosen": list(trials[best].settings)}
     write_json(_folder(config, pair) / "chosen.json", record)
     say(f"{pair[0]} on {pair[1]}: {', '.join(trials[best].settings)} has the best validation {metric}, {scores[best][1]:.4f}")
+    return True
 
 
 def _folder(config: ConfigDict, pair: Pair) -> epath.Path:

@@ -94,6 +94,18 @@ def read_weights(path_or_hub_id: str, fields: Mapping[str, Any] | None = None, e
     return Weights(family, config, arrays, head, folder)
 
 
+def family_at(path_or_hub_id: str, expected: Family | None) -> Family | None:
+    """The family of an earlier run of jaxgen; `expected` for a public checkpoint, which is not read, and a Hub id, which is not downloaded.
+
+    Raises:
+      InputError: nothing there, or another family than expected.
+    """
+    folder = epath.Path(path_or_hub_id) if "://" in path_or_hub_id else hub.local(path_or_hub_id)
+    if folder is None or not workdir.is_workdir(folder):
+        return expected
+    return _expect(get_family(workdir.read_model(folder)["family"]), expected, folder)
+
+
 def with_head(family: Family, config: Any, arrays: Mapping[str, np.ndarray], n_labels: int) -> dict[str, Any]:
     """`config` and `arrays` for a model with its published classification head of `n_labels`, or with 0 its language-model head.
 

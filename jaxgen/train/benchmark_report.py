@@ -108,27 +108,30 @@ def summarise(scores: Sequence[Score], facts: Mapping[str, TaskFacts]) -> list[L
 
 
 def paired_tests(scores: Sequence[Score], facts: Mapping[str, TaskFacts]) -> list[dict[str, Any]]:
-    """Paired t-tests between models over the (task, seed) pairs that both have, p-values corrected by Holm's method."""
+    """Paired t-tests between models over the (task, seed) pairs that both have, p-values corrected by Holm's method.
+
+    A test with a NaN score has no p-value, but counts for the correction of the others.
+    """
     values = {(s.model, s.task, s.seed): s.metrics.get(facts[s.task].select, math.nan) for s in scores}
     models = list(dict.fromkeys(s.model for s in scores))
     tests = []
     for first, second in itertools.combinations(models, 2):
         pairs = [(task, seed) for model, task, seed in values if model == first and (second, task, seed) in values]
         a, b = (np.array([values[model, *pair] for pair in pairs]) for model in (first, second))
-        if len(pairs) > 1 and np.isfinite(a - b).all():
-            p = float(stats.ttest_rel(a, b).pvalue) if np.ptp(a - b) > 0 else float(not np.any(a - b))
+        if len(pairs) > 1:
+            p = float(stats.ttest_rel(a, b).pvalue) if np.ptp(a - b) != 0 else float(not np.any(a - b))
             tests.append({"first": first, "second": second, "pairs": len(pairs), "difference": float((a - b).mean()), "p": p})
     corrected = 0.0
-    for rank, test in enumerate(sorted(tests, key=lambda t: t["p"])):
+    for rank, test in enumerate(sorted(tests, key=lambda t: (math.isnan(t["p"]), t["p"]))):
         corrected = max(corrected, min(1.0, test["p"] * (len(tests) - rank)))
-        test["p_holm"] = corrected
+        test["p_holm"] = math.nan if math.isnan(test["p"]) else corrected
     return tests
 
 
 def average_ranks(lines: Sequence[Line]) -> tuple[dict[str, float], float, int]:
     """(mean rank of every model over the tasks that all of them have, best = 1; Nemenyi's critical difference at 5 %; tasks)."""
     models = list(dict.fromkeys(line.model for line in lines))
-    table = {(line.task, line.model): line.mean for line in lines}
+    table = {(line.task, line.model): -math.inf if math.isnan(line.mean) else line.mean for line in lines}  # no score is the last rank
     tasks = [t for t in dict.fromkeys(line.task for line in lines) if all((t, m) in table for m in models)]
     if len(models) < 2 or not tasks:
         return {}, math.nan, len(tasks)
@@ -189,9 +192,10 @@ def markdown(lines: Sequence[Line], facts: Mapping[str, TaskFacts]) -> str:
     text.append(f"Published scores, of larger models with other protocols: {sources}.\n")
     for task, fact in facts.items():
         leaks = fact.leaks
-        known = f"; {leaks['near']:.0f} of {leaks['test_rows']:.0f} test rows are in train or dev, or nearly" if leaks else ""
+        known = [f"{leaks['near']:.0f} of {leaks['test_rows']:.0f} test rows are in train or dev, or nearly"] if leaks else []
         majority = fact.baselines.get("majority", {}).get("accuracy", math.nan)
-        text.append(f"- {task}: accuracy of the majority class {number(majority)}{known}" + "".join(f"; {note}" for note in fact.notes))
+        told = [*([] if math.isnan(majority) else [f"accuracy of the majority class {number(majority)}"]), *known, *fact.notes]
+        text.append(f"- {task}{': ' * bool(told)}{'; '.join(told)}")
     return "\n".join(text) + "\n"
 
 
@@ -206,7 +210,7 @@ def latex(lines: Sequence[Line]) -> str:
     text = [rf"\begin{{tabular}}{{l{'c' * len(models)}}}", r"\toprule", " & ".join(["task", *map(escaped, models)]) + r" \\", r"\midrule"]
     for task in dict.fromkeys(line.task for line in lines):
         row = [table.get((task, model)) for model in models]
-        best = max((line.mean for line in row if line is not None), default=math.nan)
+        best = max((line.mean for line in row if line is not None and not math.isnan(line.mean)), default=math.nan)
         cells = []
         for line in row:
             cell = "--" if line is None else with_spread(line.mean, line.std).replace("±", r"$\pm$")

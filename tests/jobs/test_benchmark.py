@@ -140,6 +140,9 @@ def test_a_failing_run_is_named_and_the_others_go_on(root, tmp_path, capfd):
         ({"benchmark__settings": "twin@*:head.kind=pooled"}, "cnn ends in its own classifier"),
         ({"benchmark__settings": "*@*:train.steps=3"}, "set one of train.steps and train.epochs"),
         ({"benchmark__share": "3/2"}, "expected auto, or i/n"),
+        ({"benchmark__models": "cnn=mamba_smoke"}, "benchmark.models: cnn is the CNN beside all models"),
+        ({"benchmark__settings": "*@*:model.adapter=lorra"}, "model.adapter='lorra'; did you mean 'lora'?"),
+        ({"init_from": "/nowhere", "benchmark__dry_run": "true"}, "/nowhere: no such folder"),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(root, tmp_path, fields, message):
@@ -244,6 +247,66 @@ def test_a_slurm_array_takes_shares(monkeypatch):
         for name, value in (("ID", index), ("MIN", 4), ("COUNT", 3)):
             monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
         assert benchmark.share(cells, "auto") == cells[index - 4 :: 3]
+    for index, first in ((1, 0), (5, 1), (9, 2)):  # --array=1-9:4
+        for name, value in (("ID", index), ("MIN", 1), ("STEP", 4), ("COUNT", 3)):
+            monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+        assert benchmark.share(cells, "auto") == cells[first::3]
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "20")
+    with pytest.raises(InputError, match="number them evenly, as --array=1-3"):
+        benchmark.share(cells, "auto")
+
+
+def test_runs_that_another_share_finishes_while_baselines_are_fitted_are_in_the_table(root, tmp_path, monkeypatch):
+    workdir = tmp_path / "shared"
+    fields = {"benchmark__leaks": "false", "benchmark__kmer": "true"}
+    fitted = benchmark.kmer_predictions
+
+    def meanwhile(*args):
+        monkeypatch.setattr(benchmark, "kmer_predictions", fitted)
+        assert benchmark.run(config(root, workdir, benchmark__share="2/2", **fields)) == 0
+        return fitted(*args)
+
+    monkeypatch.setattr(benchmark, "kmer_predictions", meanwhile)
+    assert benchmark.run(config(root, workdir, benchmark__share="1/2", **fields)) == 0
+    assert [row["model"] for row in csv.DictReader((workdir / "table.csv").open())] == ["cnn_smoke", "twin"]
+
+
+def test_failures_of_another_share_stay_until_they_are_mended(root, tmp_path):
+    fields = {"benchmark__leaks": "false", "benchmark__kmer": "false"}
+    settings = "*@*:train.epochs=1,*@*:train.batch_size=16,*@*:train.report=false,twin@*:train.epochs=2"
+    broken = fields | {"benchmark__settings": f"{settings},twin@*:train.batch_size=500"}
+    assert benchmark.run(config(root, tmp_path, benchmark__share="2/2", **broken)) == 1
+    assert not (tmp_path / "result.json").exists()  # nothing finished, no table
+    assert benchmark.run(config(root, tmp_path, **broken)) == 1
+    assert benchmark.run(config(root, tmp_path, benchmark__share="1/2", **broken)) == 1
+    assert list(json.loads((tmp_path / "result.json").read_text())["failed"]) == ["twin on gue/tf_0, seed 1"]
+    assert benchmark.run(config(root, tmp_path, benchmark__settings=settings, **fields)) == 0
+    assert json.loads((tmp_path / "result.json").read_text())["failed"] == {}
+
+
+def test_a_baseline_without_a_score_leaves_its_cell_empty(root, tmp_path):
+    """The Pearson correlation of one test row is NaN, which JSON keeps as null."""
+    table = tmp_path / "own.tsv"
+    rng = np.random.default_rng(3)
+    rows = ["".join(rng.choice(list("ACGT"), 64)) for _ in range(12)]
+    table.write_text("sequence\tlabel\n" + "".join(f"{row}\t{i / 7:.3f}\n" for i, row in enumerate(rows)))
+    settings = "*@*:train.epochs=1,*@*:train.batch_size=8,*@*:train.report=false"
+    fields = {"benchmark__models": "cnn_smoke", "benchmark__tasks": f"own={table}", "benchmark__overrides": "*@own:data.kind=regression"}
+    workdir = tmp_path / "bench"
+    for _ in range(2):  # the second reads what the first kept
+        assert benchmark.run(config(root, workdir, benchmark__settings=settings, **fields)) == 0
+        (row,) = csv.DictReader((workdir / "table.csv").open())
+        assert (row["kmer"], row["mean"]) == ("", "")
+    assert "majority class" not in (workdir / "table.md").read_text()
+
+
+def test_the_cnn_beside_the_models_takes_neither_their_weights_nor_their_adapters(root, tmp_path):
+    from jaxgen.jobs.benchmark_runs import plan
+
+    fields = {"benchmark__models": "nt_v2_smoke", "model__adapter": "lora", "model__adapter_targets": "query"}
+    models = {cell.label: cell.config.model for cell in plan(config(root, tmp_path, **fields))}
+    adapters = {label: (model.adapter, model.adapter_targets) for label, model in models.items()}
+    assert adapters == {"nt_v2_smoke": ("lora", ("query",)), "cnn": ("full", ())}
 
 
 def test_dry_run_lists_what_would_start(root, tmp_path, capsys):
@@ -273,4 +336,15 @@ def test_statistics_of_the_table():
     assert all(t["p"] <= t["p_holm"] <= 1 for t in tests)
     ranks, _, tasks = average_ranks(lines)
     assert (ranks, tasks) == ({"a": 1.0, "b": 2.0, "c": 3.0}, 1)
+
+
+def test_a_run_without_a_score_costs_its_model_alone():
+    facts = {"gue/tf_0": TaskFacts("mcc", "transcription factors")}
+    found = scores({"c": [0.1, np.nan, 0.2], "a": [0.5, 0.6, 0.7], "b": [0.4, 0.5, 0.61]})
+    tests = {(t["first"], t["second"]): t for t in paired_tests(found, facts)}
+    assert np.isnan([tests["c", "a"]["p_holm"], tests["c", "b"]["p"]]).all()
+    assert tests["a", "b"]["p_holm"] == pytest.approx(3 * tests["a", "b"]["p"])
+    lines = summarise(found, facts)
+    assert average_ranks(lines)[0] == {"c": 3.0, "a": 1.0, "b": 2.0}
+    assert r"\textbf{0.600" in latex(lines)
     assert r"\textbf{0.600 $\pm$ 0.100}" in latex(lines)

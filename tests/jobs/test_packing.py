@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxgen.errors import InputError
-from jaxgen.jobs import benchmark
+from jaxgen.jobs import benchmark, packing
 from jaxgen.train import packed
 from jaxgen.train.logging import read_history
 from tests.jobs.test_benchmark import config, root  # noqa: F401
@@ -81,6 +81,29 @@ def test_an_interrupted_pack_goes_on_and_ends_with_the_same_bytes(root, tmp_path
         assert (one["params_digest"], one["metrics"], one["best_step"]) == (other["params_digest"], other["metrics"], other["best_step"])
         histories = [[{k: v for k, v in r.items() if k != "time"} for r in read_history(f / f"cnn_smoke_{seed}")] for f in (whole, cut)]
         assert histories[0] == histories[1]
+
+
+@pytest.mark.parametrize(("seeds", "pack"), [("1,2,3", 1), ("1,2,3,4", 4)])
+def test_a_pack_killed_while_it_writes_its_results_is_not_trained_again(root, tmp_path, monkeypatch, seeds, pack):  # noqa: F811
+    whole = run(root, tmp_path / "whole", "cnn_smoke", 3)
+    finish, written = packing.finish, []
+
+    def killed(*args, **fields):
+        if written:
+            raise KeyboardInterrupt
+        written.append(finish(*args, **fields))
+
+    monkeypatch.setattr(packing, "finish", killed)
+    workdir = tmp_path / "cut"
+    with pytest.raises(KeyboardInterrupt):
+        run(root, workdir, "cnn_smoke", 3)
+    monkeypatch.setattr(packing, "finish", finish)
+    fields = {"benchmark__models": "cnn_smoke", "benchmark__cnn": "false", "benchmark__settings": SETTINGS}
+    assert benchmark.run(config(root, workdir, benchmark__seeds=seeds, benchmark__pack=str(pack), **fields)) == 0
+    for seed in (1, 2) if pack == 1 else (1, 2, 3):  # apart, seed 3 had left nothing that a run of its own could go on from
+        one, other = (json.loads((f / f"cnn_smoke_{seed}/result.json").read_text()) for f in (whole, workdir / "runs/gue/tf_0"))
+        assert (one["params_digest"], one["best_step"]) == (other["params_digest"], other["best_step"])
+    assert pack == 1 or not list((workdir / "packs").rglob("checkpoints"))
 
 
 def test_finished_seeds_are_not_repeated_and_a_lone_seed_runs_by_itself(root, tmp_path):  # noqa: F811

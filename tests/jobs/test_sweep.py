@@ -69,7 +69,28 @@ def test_trials_of_the_cnn_that_stands_beside_the_models(root, tmp_path):  # noq
         sweep._folder(c, (label, "gue/tf_0")).mkdir(parents=True)
         record = {"model": label, "task": "gue/tf_0", "grid": sweep._grid(c, (label, "gue/tf_0")), "chosen": ["train.learning_rate=3e-3"]}
         (sweep._folder(c, (label, "gue/tf_0")) / "chosen.json").write_text(json.dumps(record))
-    assert set(sweep.chosen_settings(c)) == {("mamba_smoke", "gue/tf_0"), ("cnn", "gue/tf_0")}
+    pairs = [("mamba_smoke", "gue/tf_0"), ("cnn", "gue/tf_0")]
+    assert list(sweep.chosen_settings(c, pairs)) == pairs
+
+
+def test_a_single_value_needs_no_trials_and_a_later_entry_replaces_an_earlier(root, tmp_path):  # noqa: F811
+    c = config(root, tmp_path, **FIELDS | {"benchmark__sweep": "*@*:train.learning_rate=7e-3,fixed@*:train.learning_rate=1e-3|2e-3"})
+    assert sweep._grid(c, ("fixed", "gue/tf_0")) == [["train.learning_rate=1e-3"], ["train.learning_rate=2e-3"]]
+    assert sweep.chosen_settings(c, [(label, "gue/tf_0") for label in ("cnn_smoke", "fixed")]) == {
+        ("cnn_smoke", "gue/tf_0"): ("train.learning_rate=7e-3",)
+    }
+
+
+def test_a_pair_whose_trials_all_fail_is_named_and_the_others_go_on(root, tmp_path):  # noqa: F811
+    settings = FIELDS["benchmark__settings"].replace("*@*:train.batch_size=16", "*@*:train.batch_size=16,fixed@*:train.batch_size=500")
+    fields = FIELDS | {"benchmark__settings": settings, "benchmark__sweep": "*@*:train.learning_rate=1e-3|3e-3", "benchmark__seeds": "1"}
+    assert benchmark.run(config(root, tmp_path, **fields)) == 1
+    assert "nothing to choose by" in json.loads((tmp_path / "result.json").read_text())["failed"]["fixed on gue/tf_0"]
+    assert [row["model"] for row in csv.DictReader((tmp_path / "table.csv").open())] == ["cnn_smoke"]
+    # A longer list for one share is no matter of the finished runs of another, whose choice it drops.
+    grown = fields | {"benchmark__sweep": "*@*:train.learning_rate=1e-3|3e-3|5e-3"}
+    assert benchmark.run(config(root, tmp_path, **grown, benchmark__share="2/2")) == 1
+    assert benchmark.run(config(root, tmp_path, **grown, benchmark__dry_run="true")) == 0
 
 
 def test_a_sweep_that_does_not_parse_is_refused(root, tmp_path):  # noqa: F811
