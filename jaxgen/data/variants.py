@@ -61,14 +61,16 @@ def read_variants(path: str | Path, genome: Genome, longest: int) -> Variants:
     skipped: Counter[str] = Counter()
     for line, record in _records(path):
         where = f"{path}{f':{line}' if line else ''}: {record.chrom}:{record.pos}"
-        ref = checked_reference(genome, record.chrom, record.start, record.ref or "", where)
-        contig = genome.contig_id(record.chrom)
+        alts = [alt for alt in record.alts or () if not _is_symbolic(alt)]
         if not record.alts:
             skipped["no alternative allele"] += 1
-        for alt in record.alts or ():
-            if _is_symbolic(alt):
-                skipped["symbolic allele"] += 1
-                continue
+        elif symbolic := len(record.alts) - len(alts):
+            skipped["symbolic allele"] += symbolic
+        if not alts:
+            continue  # callers of structural variants write N as the REF
+        ref = checked_reference(genome, record.chrom, record.start, record.ref or "", where)
+        contig = genome.contig_id(record.chrom)
+        for alt in alts:
             letters = allele(alt, "ALT", where)
             if max(len(ref), len(letters)) > longest:
                 skipped[f"longer than {longest} bases, which is what the window has room for"] += 1
