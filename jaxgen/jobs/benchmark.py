@@ -74,13 +74,14 @@ def _run(config: ConfigDict) -> int:
     more = run_all(mine, workdir / "packs")
     if more is None:
         return 0
-    failed = _elsewhere(workdir, [pack for pack in every if pack not in mine]) | failed | more
+    failed |= more
+    elsewhere = _elsewhere(workdir, [pack for pack in every if pack not in mine])
     scores, facts = _gather(cells, config)
     if scores:
         lines = write_benchmark(config.workdir, scores, facts)
         table = {f"{line.task}/{line.model}": {line.metric: line.mean, "std": line.std, "n": line.n} for line in lines}
         means = {f"{line.task}/{line.model}/{line.metric}": line.mean for line in lines}
-        result = {"job": "benchmark", "metrics": {"test": means}, "table": table, "failed": failed, "seed": config.seed}
+        result = {"job": "benchmark", "metrics": {"test": means}, "table": table, "failed": elsewhere | failed, "seed": config.seed}
         write_result(workdir, result | {"wall_seconds": time.monotonic() - began} | environment())
         print((workdir / "table.md").read_text())
     for name, reason in failed.items():

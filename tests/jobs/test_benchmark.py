@@ -278,7 +278,7 @@ def test_failures_of_another_share_stay_until_they_are_mended(root, tmp_path):
     assert benchmark.run(config(root, tmp_path, benchmark__share="2/2", **broken)) == 1
     assert not (tmp_path / "result.json").exists()  # nothing finished, no table
     assert benchmark.run(config(root, tmp_path, **broken)) == 1
-    assert benchmark.run(config(root, tmp_path, benchmark__share="1/2", **broken)) == 1
+    assert benchmark.run(config(root, tmp_path, benchmark__share="1/2", **broken)) == 0
     assert list(json.loads((tmp_path / "result.json").read_text())["failed"]) == ["twin on gue/tf_0, seed 1"]
     assert benchmark.run(config(root, tmp_path, benchmark__settings=settings, **fields)) == 0
     assert json.loads((tmp_path / "result.json").read_text())["failed"] == {}
