@@ -15,9 +15,17 @@ from flax import nnx
 from jaxgen.layers.core import Buffer, Linear, along_features, ones, param, uniform_fan_in, zeros
 
 PARAMETERS = ("ia3_in", "ia3_out", "lora_a", "lora_b")
+_PARTS = (*PARAMETERS, "lora_scale")
 
 
-class IA3Linear(Linear):
+class _Adapted(Linear):
+    """A `Linear` with some of `_PARTS`."""
+
+    def folded(self) -> tuple[jax.Array, jax.Array | None]:
+        return _fold(*super().folded(), {part: x[...] for part in _PARTS if (x := getattr(self, part, None)) is not None})
+
+
+class IA3Linear(_Adapted):
     """A `Linear` whose input (y = (x l) W + b) or output (y = (x W + b) l) is scaled by a trained vector l, at first 1."""
 
     def __init__(self, base: Linear, rngs: nnx.Rngs, *, scale_input: bool, owner: Any = None):
@@ -35,7 +43,7 @@ class IA3Linear(Linear):
         return y if self.ia3_out is None else y * along_features(self.ia3_out[...], y)
 
 
-class LoRALinear(Linear):
+class LoRALinear(_Adapted):
     """y = x W + b + alpha / rank (x A) B, with A (in, rank) drawn at random and B (rank, out) at first 0."""
 
     def __init__(self, base: Linear, rngs: nnx.Rngs, *, rank: int, alpha: float, owner: Any = None):
@@ -51,22 +59,29 @@ class LoRALinear(Linear):
         return super().__call__(x) + (low @ self.lora_b[...].astype(x.dtype)) * self.lora_scale[...].astype(x.dtype)
 
 
+def _fold(kernel: Any, bias: Any, parts: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The kernel and bias of the plain layer that computes what an adapted one does; of a stack, with a leading layer axis."""
+    if (scale := parts.get("ia3_in")) is not None:
+        kernel = kernel * scale[..., :, None]
+    if (scale := parts.get("ia3_out")) is not None:
+        kernel, bias = kernel * scale[..., None, :], None if bias is None else bias * scale
+    if (low := parts.get("lora_a")) is not None:
+        kernel = kernel + (low @ parts["lora_b"]) * parts["lora_scale"][..., None, None]
+    return kernel, bias
+
+
 def merge_arrays(arrays: Mapping[str, Any], owners: Mapping[str, str]) -> dict[str, Any]:
     """Named arrays of a module without those of its adapters, whose effect moves into the kernels and biases that they belong to.
 
     Args:
       owners: layer -> the layer that lists what it shares.
     """
-    merged = {name: x for name, x in arrays.items() if name.rpartition(".")[2] not in (*PARAMETERS, "lora_scale")}
+    merged = {name: x for name, x in arrays.items() if name.rpartition(".")[2] not in _PARTS}
     for kernel in [name for name in merged if name.endswith(".kernel")]:
         stem = kernel.removesuffix(".kernel")
         owner, bias = owners.get(stem, stem), f"{stem}.bias"
-        if (scale := arrays.get(f"{owner}.ia3_in")) is not None:
-            merged[kernel] = merged[kernel] * scale[..., :, None]
-        if (scale := arrays.get(f"{stem}.ia3_out")) is not None:
-            merged[kernel] = merged[kernel] * scale[..., None, :]
-            if bias in merged:
-                merged[bias] = merged[bias] * scale
-        if (low := arrays.get(f"{owner}.lora_a")) is not None:
-            merged[kernel] = merged[kernel] + (low @ arrays[f"{stem}.lora_b"]) * arrays[f"{stem}.lora_scale"][..., None, None]
+        parts = {part: arrays.get(f"{stem}.{part}", arrays.get(f"{owner}.{part}")) for part in _PARTS}
+        merged[kernel], folded_bias = _fold(merged[kernel], merged.get(bias), parts)
+        if bias in merged:
+            merged[bias] = folded_bias
     return merged

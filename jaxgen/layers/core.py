@@ -79,6 +79,10 @@ class Linear(nnx.Module):
             y = (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
         return y if self.bias is None else y + along_features(self.bias[...], y)
 
+    def folded(self) -> tuple[jax.Array, jax.Array | None]:
+        """(W, b) with what an adapter does to them, for code that applies them itself."""
+        return self.kernel[...], None if self.bias is None else self.bias[...]
+
 
 class Embedding(nnx.Module):
     """Rows of a (vocabulary, features) table; `attend` is the tied output projection."""

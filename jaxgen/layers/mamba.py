@@ -109,17 +109,13 @@ class SelectiveSSM(nnx.Module):
         self.A_log = param(rngs, _log_count, (e, n), ("mlp", None), decay=False)
         self.D = param(rngs, ones, (e,), ("mlp",), decay=False)
 
-    @property
-    def _delta_bias(self) -> jax.Array:
-        assert self.dt_proj.bias is not None
-        return self.dt_proj.bias[...]
-
-    def _select(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """(delta before bias and softplus, A, B, C) of inputs (..., d_inner)."""
+    def _select(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None, jax.Array, jax.Array, jax.Array]:
+        """(delta before bias and softplus, its bias, A, B, C) of inputs (..., d_inner)."""
         rank, n = self.config.rank, self.config.d_state
         low, B, C = jnp.split(self.x_proj(x), (rank, rank + n), axis=-1)
-        delta = low @ self.dt_proj.kernel[...].astype(low.dtype)  # its bias is added inside the scan, in float32
-        return delta, -jnp.exp(self.A_log[...]), B, C
+        kernel, bias = self.dt_proj.folded()
+        delta = low @ kernel.astype(low.dtype)  # the bias is added inside the scan, in float32
+        return delta, bias, -jnp.exp(self.A_log[...]), B, C
 
     def __call__(self, xz_ble: jax.Array, mask_bl: jax.Array | None = None, *, reverse: bool = False) -> tuple[jax.Array, jax.Array]:
         """(output, last state (batch, d_inner, d_state)); in `reverse` from the last position to the first.
@@ -129,17 +125,17 @@ class SelectiveSSM(nnx.Module):
         x, z = jnp.split(xz_ble, 2, axis=-1)
         keep = (lambda h: h) if mask_bl is None else (lambda h: h * mask_bl[..., None].astype(h.dtype))
         u = keep(jax.nn.silu(self.conv(keep(x), reverse=reverse)))
-        delta, A, B, C = self._select(u)
+        delta, bias, A, B, C = self._select(u)
         options = {"delta_softplus": True, "reverse": reverse, "implementation": self.config.scan}
-        return selective_scan(u, delta, A, B, C, self.D[...], z, self._delta_bias, **options)
+        return selective_scan(u, delta, A, B, C, self.D[...], z, bias, **options)
 
     def step(self, xz_be: jax.Array, window_bwe: jax.Array, state_ben: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """One position: (output, the last d_conv inputs (batch, d_conv, d_inner), state)."""
         x, z = jnp.split(xz_be, 2, axis=-1)
         window_bwe = jnp.concatenate([window_bwe[:, 1:], x[:, None]], axis=1)
         u = jax.nn.silu(self.conv(window_bwe)[:, -1])
-        delta, A, B, C = self._select(u)
-        y, state_ben = selective_scan_step(state_ben, u, delta, A, B, C, self.D[...], z, self._delta_bias, delta_softplus=True)
+        delta, bias, A, B, C = self._select(u)
+        y, state_ben = selective_scan_step(state_ben, u, delta, A, B, C, self.D[...], z, bias, delta_softplus=True)
         return y, window_bwe, state_ben
 
 
