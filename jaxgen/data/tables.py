@@ -257,6 +257,21 @@ def class_labels(table: Table, column: str = "label", classes: int | None = None
     return values
 
 
+def class_indices(path: str | os.PathLike, labels: list[str], lines: list[int], classes: Sequence[str], owner: str) -> np.ndarray:
+    """int32 (n,) class indices; a label is the number or the name of one of the `classes` of `owner`.
+
+    Raises:
+        InputError: a label that is neither.
+    """
+    known = {name: i for i, name in enumerate(classes)} | {str(i): i for i in range(len(classes))}
+    try:
+        return np.array([known[label] for label in labels], np.int32)
+    except KeyError as error:
+        unknown = error.args[0]
+        line = lines[labels.index(unknown)]
+        raise InputError(f"{path}:{line}: unexpected class {unknown[:40]!r}; {owner} has {', '.join(classes)}") from None
+
+
 def float_labels(table: Table, column: str = "label") -> np.ndarray:
     """float32 (n, 1) regression targets from a table's labels.
 

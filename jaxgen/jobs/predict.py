@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from jaxgen.checkpoints import workdir as workdirs
 from jaxgen.data.embeddings import EmbeddingFile, read_named_sequences
 from jaxgen.data.segments import STRANDS, Encoder, Plan, Segments, Step
-from jaxgen.data.tables import Table, class_labels, float_labels, read_columns, table_suffix
+from jaxgen.data.tables import Table, class_indices, class_labels, float_labels, read_columns, table_suffix
 from jaxgen.errors import InputError
 from jaxgen.heads.predictor import DirectPredictor
 from jaxgen.jobs import training
@@ -158,6 +158,8 @@ def _targets(config: ConfigDict, tuned: Tuned, outputs: int) -> np.ndarray | Non
     columns, lines = read_columns(path, optional=(column,))
     if column not in columns:
         return None
+    if tuned.classifies and not all(name.isdecimal() for name in tuned.classes):
+        return class_indices(path, columns[column], lines, tuned.classes, config.init_from)
     table = Table(path, [], columns[column], lines, ())
     return class_labels(table, column, outputs) if tuned.classifies else float_labels(table, column)
 

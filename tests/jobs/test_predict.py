@@ -73,15 +73,39 @@ def test_predictions_are_those_of_the_run(tuned, table, tmp_path, run_here, kind
     assert [path.name for path in (tmp_path / "run").iterdir() if path.name.startswith(".")] == []
 
 
-def test_classes_with_names(tuned, table, tmp_path, run_here):
+@pytest.fixture
+def named(tuned, tmp_path, run_here) -> Path:
+    """A run whose task named its classes."""
     run = Path(shutil.copytree(tuned("cnn", run_here), tmp_path / "named"))
     result = json.loads((run / "result.json").read_text())
     assert result["classes"] == ["0", "1"]
     (run / "result.json").write_text(json.dumps(result | {"classes": ["enhancer", "promoter"]}))
-    assert run_here(predict(run, table / "test.csv", tmp_path / "run")).code == 0
+    return run
+
+
+def test_classes_with_names(named, table, tmp_path, run_here):
+    assert run_here(predict(named, table / "test.csv", tmp_path / "run")).code == 0
     header, *lines = [line.split("\t") for line in (tmp_path / "run" / "predictions.tsv").read_text().splitlines()]
     assert header == ["id", "p_enhancer", "p_promoter", "class"]
     assert all(line[3] == ("enhancer" if float(line[1]) > float(line[2]) else "promoter") for line in lines)
+
+
+def test_labels_are_numbers_or_names_of_the_classes(named, table, tmp_path, run_here):
+    header, *rows = (table / "test.csv").read_text().splitlines()
+    texts = [row.split(",") for row in rows]
+    found = []
+    for name, label in {"numbers": str, "names": lambda i: ("enhancer", "promoter")[int(i)]}.items():
+        (tmp_path / f"{name}.csv").write_text("\n".join([header, *(f"{text},{label(i)}" for text, i in texts)]))
+        ended = run_here(predict(named, tmp_path / f"{name}.csv", tmp_path / name))
+        assert ended.code == 0, ended.err
+        found.append(json.loads((tmp_path / name / "result.json").read_text())["metrics"]["all"])
+    assert found[0] == found[1]
+    (tmp_path / "x.csv").write_text(f"{header}\n{texts[0][0]},promoter\n{texts[1][0]},silencer\n")
+    ended = run_here(predict(named, tmp_path / "x.csv", tmp_path / "x"))
+    assert ended.code == 2
+    assert "x.csv:3: unexpected class 'silencer'" in ended.error
+    assert "has enhancer, promoter" in ended.error
+    assert not (tmp_path / "x").exists()
 
 
 def test_without_labels_and_from_a_fasta(tuned, table, tmp_path, run_here):

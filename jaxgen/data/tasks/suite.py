@@ -10,7 +10,7 @@ from pyarrow import ArrowException
 
 from jaxgen.data.sequences import Sequences
 from jaxgen.data.splits import hf_split_indices, random_split_indices
-from jaxgen.data.tables import DELIMITERS, check_sequences, read_columns, read_text, table_suffix
+from jaxgen.data.tables import DELIMITERS, check_sequences, class_indices, read_columns, read_text, table_suffix
 from jaxgen.data.tasks.base import CLASSIFICATION_METRICS, Examples, Target, Task
 from jaxgen.data.tasks.suites import SUITES, Card
 from jaxgen.errors import InputError, nearest
@@ -156,18 +156,7 @@ def _read(path: Path, card: Card, notes: list[str]) -> Examples:
         raise InputError(f"{path}: empty split")
     sequences, *_, found = check_sequences(path, texts, lines, "sequence", labels)
     notes += found
-    return Examples(Sequences.from_list(sequences), _class_indices(path, labels, lines, card))
-
-
-def _class_indices(path: Path, labels: list[str], lines: list[int], card: Card) -> np.ndarray:
-    """int32 (n,): a label is a class's number or its name."""
-    known = {name: i for i, name in enumerate(card.classes)} | {str(i): i for i in range(len(card.classes))}
-    try:
-        return np.array([known[label] for label in labels], np.int32)
-    except KeyError as error:
-        at = labels.index(error.args[0])
-        classes = ", ".join(card.classes)
-        raise InputError(f"{path}:{lines[at]}: unexpected class {error.args[0]!r}; {card.suite}/{card.name} has {classes}") from None
+    return Examples(Sequences.from_list(sequences), class_indices(path, labels, lines, card.classes, f"{card.suite}/{card.name}"))
 
 
 def _read_delimited(path: Path) -> tuple[list[str], list[str], list[int]]:
