@@ -33,8 +33,8 @@ def _builder_class() -> type:
 
         VERSION = tfds.core.Version(_VERSION)
 
-        def __init__(self, *, task: Task, **options: Any):
-            self._task = task
+        def __init__(self, *, task: Task, origin: dict[str, Any], **options: Any):
+            self._task, self._origin = task, origin
             super().__init__(**options)
 
         def _info(self) -> tfds.core.DatasetInfo:
@@ -47,7 +47,7 @@ def _builder_class() -> type:
                 builder=self,
                 description=task.description or task.name,
                 features=tfds.features.FeaturesDict({"sequence": tfds.features.Text(), "target": target}),
-                metadata=tfds.core.MetadataDict(_metadata(task)),
+                metadata=tfds.core.MetadataDict(_metadata(task) | self._origin),
                 disable_shuffling=True,  # records keep the order of the task
             )
 
@@ -70,6 +70,7 @@ def _metadata(task: Task) -> dict[str, Any]:
         "description": task.description,
         "simulated": task.simulated,
         "attainable": dict(task.attainable) if task.attainable else None,
+        "length": task.length,
         "notes": list(task.notes),
         "kind": target.kind,
         "names": list(target.names),
@@ -83,8 +84,11 @@ def records_folder(directory: str | os.PathLike) -> Path:
     return Path(directory) / _NAME / _VERSION
 
 
-def to_array_record(task: Task, directory: str | os.PathLike) -> Path:
+def to_array_record(task: Task, directory: str | os.PathLike, **origin: Any) -> Path:
     """Writes all splits of `task`; the folder appears only when complete.
+
+    Args:
+        origin: what the task was read from; noted for `read_metadata`.
 
     Returns:
         The folder of the data set, `directory/jaxgen_task/1.0.0`.
@@ -99,7 +103,7 @@ def to_array_record(task: Task, directory: str | os.PathLike) -> Path:
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
-    builder = _builder_class()(task=task, data_dir=os.path.abspath(directory), file_format="array_record")
+    builder = _builder_class()(task=task, origin=origin, data_dir=os.path.abspath(directory), file_format="array_record")
     # TFDS says on standard output what it downloads, which is nothing, into a folder that it leaves behind.
     with tempfile.TemporaryDirectory() as empty, contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(download_dir=empty)
@@ -144,30 +148,41 @@ class RecordExamples:
         return self.in_memory.targets
 
 
-def from_array_record(directory: str | os.PathLike) -> Task:
-    """The task that `to_array_record` wrote under `directory`; its splits are `RecordExamples`.
+def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
+    """What `to_array_record` noted under `directory`: of the task, with its `Target` as "target", and of its origin.
 
     Raises:
         InputError: no records there, or records that jaxgen did not write.
     """
-    folder = Path(directory) / _NAME / _VERSION
+    folder = records_folder(directory)
     if not folder.is_dir():
         raise InputError(f"{directory}: no records ({_NAME}/{_VERSION} is missing); write them with to_array_record")
-    import tensorflow_datasets as tfds
-
     try:
         meta = json.loads((folder / "metadata.json").read_text())
         target = Target(meta["kind"], len(meta["names"]), tuple(meta["names"]), tuple(meta["metrics"]), meta["select"])
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder}: damaged records: metadata.json cannot be used ({error})") from None
-    builder = tfds.builder_from_directory(os.path.abspath(folder))
-    splits = {name: RecordExamples(source, target.kind) for name, source in builder.as_data_source().items()}
+    return {**meta, "target": target}
+
+
+def from_array_record(directory: str | os.PathLike) -> Task:
+    """The task that `to_array_record` wrote under `directory`; its splits are `RecordExamples`.
+
+    Raises:
+        InputError: see `read_metadata`.
+    """
+    meta = read_metadata(directory)
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(os.path.abspath(records_folder(directory)))
+    splits = {name: RecordExamples(source, meta["kind"]) for name, source in builder.as_data_source().items()}
     return Task(
         name=meta["name"],
         splits=splits,  # type: ignore[arg-type]
-        target=target,
+        target=meta["target"],
         description=meta["description"],
         simulated=meta["simulated"],
         attainable=meta["attainable"],
+        length=meta.get("length", 0),  # which records of earlier versions lack
         notes=tuple(meta["notes"]),
     )

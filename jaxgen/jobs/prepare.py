@@ -1,18 +1,19 @@
 """Fetch and read raw data once and leave them ready: genomes memory-mapped, tasks as ArrayRecord files, gene windows as a table."""
 
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from jaxgen.data import downloads, gene_windows
 from jaxgen.data.eqtl_table import split_eqtl_table
 from jaxgen.data.genome import cache_root
-from jaxgen.data.records import records_folder, to_array_record
+from jaxgen.data.records import read_metadata, records_folder, to_array_record
 from jaxgen.data.tasks import EQTL
 from jaxgen.data.tasks.suite import card_of, members_in
 from jaxgen.data.tasks.suites import SUITES
 from jaxgen.errors import InputError
-from jaxgen.jobs.tasks import load_task, open_genome
+from jaxgen.jobs.tasks import load_task, open_genome, split_seed
 from jaxgen.jobs.training import say
 
 
@@ -50,10 +51,11 @@ def run(config: ConfigDict) -> int:
             members = members_in(path, d.task) if path else list(SUITES[d.task].tasks)
             if missing := [member for member in SUITES[d.task].tasks if member not in members]:
                 say(f"note: {path} has no {', '.join(missing)}")
-            for member in members:
-                _task(config, f"{d.task}/{member}", path, str(Path(config.workdir) / member))
+            folders = {f"{d.task}/{member}": str(Path(config.workdir) / member) for member in members}
         else:
-            _task(config, d.task, path, config.workdir)
+            folders = {d.task: config.workdir}
+        for name, workdir in [item for item in folders.items() if not _is_there(config, *item)]:
+            _task(config, name, path, workdir)
         if d.task.partition("/")[0] in SUITES and not d.path:
             root = downloads.suites_root(d.cache)
             say(f"the files are below {root}; fine-tune and benchmark on them with --config.data.path={root}")
@@ -71,17 +73,39 @@ def _unpacked(config: ConfigDict) -> str:
     return d.path
 
 
+def _is_there(config: ConfigDict, name: str, workdir: str) -> bool:
+    """Whether `workdir` holds the records of a suite's task already.
+
+    Raises:
+        InputError: it holds those of another task, path or seed.
+    """
+    suite, _, member = name.partition("/")
+    if suite not in SUITES or not records_folder(workdir).exists():
+        return False
+    theirs = read_metadata(workdir)
+    for field, value in {"name": f"{suite}/{card_of(suite, member).name}", **_origin(config)}.items():
+        if theirs.get(field, value) != value:  # records of earlier versions have the name only
+            what = f"holds records with {field}={theirs[field]!r}, not {value!r}"
+            raise InputError(f"{workdir} {what}; choose another --workdir or delete it")
+    say(f"{name}: records are there already, in {workdir}")
+    return True
+
+
+def _origin(config: ConfigDict) -> dict[str, Any]:
+    """What the records of one task may differ by, from run to run."""
+    path = config.data.path
+    return {"path": str(Path(path).resolve()) if path else "", "split_seed": split_seed(config)}
+
+
 def _task(config: ConfigDict, name: str, path: str, workdir: str) -> None:
     """One task, from `path` or else from the hub, as records in `workdir`."""
     suite, _, member = name.partition("/")
-    if suite in SUITES and records_folder(workdir).exists():
-        say(f"{name}: records are there already, in {workdir}")
-        return
+    origin = _origin(config)
     if not path and suite in SUITES:
         path = str(downloads.download(card_of(suite, member), config.data.cache))
     config = ConfigDict(config.to_dict())
     config.data.task, config.data.path = name, path
     task = load_task(config)
-    folder = to_array_record(task, workdir)
+    folder = to_array_record(task, workdir, **origin)
     rows = ", ".join(f"{len(examples):,} {split}" for split, examples in task.splits.items())
     say(f"{task.name}: {rows} in {folder}; train on them with --config.data.task=records --config.data.path={workdir}")

@@ -18,9 +18,8 @@ def load_task(config: ConfigDict, quiet: bool = False) -> Task:
 
     A config that trains on simulated data by default trains on `data.path` once that is given.
     """
-    d = config.data
     name, options = _named(config)
-    task = tasks.get(name, seed=config.seed if d.split_seed < 0 else d.split_seed, **options)
+    task = tasks.get(name, seed=split_seed(config), **options)
     if quiet:
         return task
     for note in task.notes:
@@ -29,6 +28,11 @@ def load_task(config: ConfigDict, quiet: bool = False) -> Task:
     if suite:
         say(f"{task.name}: {suite.title}, licence: {suite.licence}")
     return task
+
+
+def split_seed(config: ConfigDict) -> int:
+    """What seeds the splits that the data do not bring along."""
+    return config.seed if config.data.split_seed < 0 else config.data.split_seed
 
 
 def open_genome(config: ConfigDict) -> Genome:

@@ -1,3 +1,5 @@
+import dataclasses
+import json
 import subprocess
 import sys
 
@@ -41,6 +43,15 @@ def test_regression_targets(tmp_path):
     again = from_array_record(tmp_path / "records").splits["train"]
     np.testing.assert_array_equal(again.targets, task.splits["train"].targets)
     assert again[0]["target"].dtype == np.float32
+
+
+def test_the_published_length_comes_back_and_earlier_records_have_none(tmp_path):
+    folder = to_array_record(dataclasses.replace(small(), length=512), tmp_path)
+    assert from_array_record(tmp_path).length == 512
+    meta = json.loads((folder / "metadata.json").read_text())
+    del meta["length"]
+    (folder / "metadata.json").write_text(json.dumps(meta))
+    assert from_array_record(tmp_path).length == 0
 
 
 def test_existing_or_missing_records(tmp_path):
