@@ -1,6 +1,7 @@
 """Files of the benchmark suites: from the Hugging Face hub, or out of an archive, whole and verified or not at all."""
 
 import hashlib
+import lzma
 import os
 import shutil
 import tarfile
@@ -105,7 +106,7 @@ def file_sha256(path: str | Path) -> str:
 
 
 def unpack(archive: str | Path, folder: Path, sha256: str = "") -> Path:
-    """`folder` with the contents of a .zip or .tar archive, unpacked once; a single folder at its top is left out.
+    """`folder` with the contents of a .zip or .tar archive, unpacked once.
 
     Args:
         sha256: what the archive must have, in hexadecimal; empty = not checked.
@@ -119,20 +120,20 @@ def unpack(archive: str | Path, folder: Path, sha256: str = "") -> Path:
     digest = file_sha256(archive)
     if sha256 and digest != sha256.lower():
         raise InputError(f"{archive}: SHA-256 is {digest}, not {sha256.lower()}; download it again")
-    mark = folder / ".archive-sha256"
+    mark = folder / ".unpacked-sha256"
     if mark.exists() and mark.read_text() == digest:
         return folder
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         unfinished.mkdir(parents=True)
         _extract(archive, unfinished)
-        top = list(unfinished.iterdir())
-        whole = top[0] if len(top) == 1 and top[0].is_dir() else unfinished
-        (whole / mark.name).write_text(digest)
+        (unfinished / mark.name).write_text(digest)
         shutil.rmtree(folder, ignore_errors=True)
-        whole.rename(folder)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, ValueError) as error:
-        raise InputError(f"{archive}: not a whole archive ({error}); download it again") from None
+        unfinished.rename(folder)
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # of the disk; those of gzip and bzip2 have no number
+            raise
+        raise InputError(f"{archive}: not a whole archive ({short(error)}); download it again") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
@@ -147,3 +148,5 @@ def _extract(archive: Path, folder: Path) -> None:
     else:
         with tarfile.open(archive) as file:
             file.extractall(folder, filter="data")
+            while file.fileobj and file.fileobj.read(1 << 20):  # to the checksum at the end, which tarfile does not read
+                pass

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxgen.data import downloads
+from jaxgen.data import downloads, tasks
+from jaxgen.data.tasks.suite import members_in
 from jaxgen.errors import InputError
 
 ROWS = {
@@ -157,11 +158,18 @@ def _zip(path: Path, top: str = "GUE/") -> Path:
     return path
 
 
+def test_a_suite_comes_as_an_archive_too(hub, tmp_path):
+    hub.files = hub.stated = {"GUE.zip": _zip(tmp_path / "GUE.zip").read_bytes()}
+    done = prepare(hub, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(tasks.get("gue/tf_0", path=str(downloads.suites_root(str(tmp_path / "cache")))).splits["train"]) == 400
+
+
 def test_an_archive_is_unpacked_once_and_checked(tmp_path):
     archive = _zip(tmp_path / "GUE.zip")
     digest = downloads.file_sha256(archive)
     folder = downloads.unpack(archive, tmp_path / "out/GUE", digest.upper())
-    assert (folder / "tf/0/test.csv").read_text() == ROWS["test"]
+    assert (folder / "GUE/tf/0/test.csv").read_text() == ROWS["test"]
     (folder / "mine").touch()
     assert (downloads.unpack(archive, folder) / "mine").exists()
     with pytest.raises(InputError, match=f"SHA-256 is {digest}, not {'0' * 64}"):
@@ -170,18 +178,40 @@ def test_an_archive_is_unpacked_once_and_checked(tmp_path):
     assert not (downloads.unpack(archive, folder) / "mine").exists()  # another archive of that name
 
 
-@pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
-def test_half_an_archive_leaves_nothing(tmp_path, suffix):
+@pytest.mark.parametrize("top", ["GUE/", "", "repository-main/", "repository-main/gue/", "repository-main/GUE/"])
+def test_an_archive_of_one_task_serves_that_task_only(tmp_path, top):
+    folder = str(downloads.unpack(_zip(tmp_path / "one.zip", top), tmp_path / "out"))
+    assert members_in(folder, "gue") == ["tf_0"]
+    assert len(tasks.get("gue/tf_0", path=folder).splits["train"]) == 400
+    with pytest.raises(InputError, match="no files of gue/tf_1"):
+        tasks.get("gue/tf_1", path=folder)
+
+
+def _cut(content: bytes) -> bytes:
+    return content[:-200]
+
+
+def _cut_at_the_end(content: bytes) -> bytes:
+    return content[:-6]
+
+
+def _flip_in_the_checksum(content: bytes) -> bytes:
+    return content[:-8] + bytes([content[-8] ^ 1]) + content[-7:]
+
+
+@pytest.mark.parametrize("spoil", [_cut, _cut_at_the_end, _flip_in_the_checksum])
+@pytest.mark.parametrize("suffix", [".zip", ".tar.gz", ".tar.bz2", ".tar.xz"])
+def test_a_damaged_archive_leaves_nothing(tmp_path, suffix, spoil):
     archive = tmp_path / f"GUE{suffix}"
     if suffix == ".zip":
         _zip(archive)
     else:
-        with tarfile.open(archive, "w:gz") as file:
+        with tarfile.open(archive, f"w:{suffix[5:]}") as file:
             for split, text in ROWS.items():
                 entry = tarfile.TarInfo(f"{split}.csv")
                 entry.size = len(text)
                 file.addfile(entry, io.BytesIO(text.encode()))
-    archive.write_bytes(archive.read_bytes()[:-200])
+    archive.write_bytes(spoil(archive.read_bytes()))
     with pytest.raises(InputError, match="not a whole archive"):
         downloads.unpack(archive, tmp_path / "out/GUE")
     assert not list((tmp_path / "out").iterdir())

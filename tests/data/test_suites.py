@@ -63,6 +63,21 @@ def test_genomic_benchmarks_folders_number_classes_alphabetically(tmp_path):
     assert content(task.splits["train"]) == [everything[i] for i in sorted(rest)]
 
 
+@pytest.mark.parametrize(("text", "message"), [(b"AC\xff", "not UTF-8"), (b"\n", "empty"), (b"AC\nGT\n", r"illegal character '\\n'")])
+def test_a_bad_file_of_a_class_is_named(tmp_path, text, message):
+    for split in ("train", "test"):
+        for name in ("negative", "positive"):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            (folder / "._0.txt").write_bytes(b"\0\5\x16\7")  # of macOS
+            for i in range(10):
+                (folder / f"{i}.txt").write_text("ACGT\n")
+    assert len(tasks.get("genomic_benchmarks/human_enhancers_cohn", path=str(tmp_path)).splits["test"]) == 20
+    (tmp_path / "train/negative/7.txt").write_bytes(text)
+    with pytest.raises(InputError, match=rf"train/negative/7.txt:1: .*{message}"):
+        tasks.get("genomic_benchmarks/human_enhancers_cohn", path=str(tmp_path))
+
+
 @pytest.mark.parametrize("layout", ["parquet", "fna", "csv.gz"])
 def test_nucleotide_transformer_files(tmp_path, layout):
     folder = tmp_path / "promoter_tata"
@@ -84,6 +99,24 @@ def test_nucleotide_transformer_files(tmp_path, layout):
 
 
 @pytest.mark.parametrize(
+    ("name", "label"),
+    [("seq7|1", "1"), ("chr1:1-100|0", "0"), ("chr1:1-100_1", "1"), ("chr1:1-100 1", "1"), ("x label: 1", "1"), ("1", "1")],
+)
+def test_a_fasta_name_ends_in_the_label(tmp_path, name, label):
+    (tmp_path / "test.fna").write_text(f">{name}\nACGT\n")
+    (tmp_path / "train.fna").write_text(">a|0\nAC\n>b|1\nGT\n" * 10)
+    assert content(tasks.get("nt/promoter_tata", path=str(tmp_path)).splits["test"]) == [("ACGT", int(label))]
+
+
+@pytest.mark.parametrize("name", ["chr1:1-100", "chr1:90-1", "seq_10", "seq1"])
+def test_the_last_digit_of_a_number_is_no_label(tmp_path, name):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.fna").write_text(f">{name}\nACGT\n")
+    with pytest.raises(InputError, match=f"train.fna:1: record name '{name}' does not end in a label"):
+        tasks.get("nt/promoter_tata", path=str(tmp_path))
+
+
+@pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda d: (d / "train.csv").unlink(), "no train split"),
@@ -91,6 +124,7 @@ def test_nucleotide_transformer_files(tmp_path, layout):
         (lambda d: write_csv(d / "train.csv", [("ACGT", 2)]), r"train.csv:2: unexpected class '2'"),
         (lambda d: write_csv(d / "train.csv", [("ACGT", 0), ("AXGT", 1)]), r"train.csv:3: .*illegal character 'X'"),
         (lambda d: write_csv(d / "train.csv", []), "empty table"),
+        (lambda d: write_csv(d / "train.csv", [("ACGT", 1)] * 20), r"train has no row of class '0' of gue/mouse_0 \(0, 1\)"),
         (lambda d: write_csv(d / "train.csv", ROWS, "dna,label"), "no column 'sequence'"),
         (lambda d: ((d / "train.csv").unlink(), (d / "train.parquet").write_bytes(b"PAR1half")), "not a readable Parquet"),
     ],
@@ -115,6 +149,19 @@ def test_the_folder_of_one_task_is_not_taken_for_another(tmp_path):
     assert tasks.get("gue/mouse_0", path=str(folder)).splits
     with pytest.raises(InputError, match="is the folder of gue/mouse_0, not of tf_0"):
         tasks.get("gue/tf_0", path=str(folder))
+    (tmp_path / "mouse").rename(tmp_path / "EMP")
+    (tmp_path / "EMP/0").rename(tmp_path / "EMP/H3")
+    with pytest.raises(InputError, match="no files of nt/H3"):  # which is another task than EMP/H3
+        tasks.get("nt/H3", path=str(tmp_path))
+
+
+def test_of_two_copies_one_must_be_chosen(tmp_path):
+    for copy in ("new", "old"):
+        for split in ("train", "dev", "test"):
+            write_csv(tmp_path / copy / "tf_0" / f"{split}.csv")
+    with pytest.raises(InputError, match=r"more than one folder of gue/tf_0 \(.*/new/tf_0, .*/old/tf_0\); give one of them"):
+        tasks.get("gue/tf_0", path=str(tmp_path))
+    assert tasks.get("gue/tf_0", path=str(tmp_path / "old")).splits
 
 
 def test_half_unpacked_folders_and_unknown_names(tmp_path):

@@ -18,6 +18,9 @@ from jaxgen.errors import InputError, nearest
 _SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "valid", "val", "validation"), "test": ("test",)}
 _SEQUENCE_COLUMNS, _LABEL_COLUMNS = ("sequence", "seq"), ("label",)
 _FASTA = (".fa", ".fna", ".fasta")
+# A folder of such a name is that of a suite, a task or a group of tasks (EMP, tf); one around all of them, as GUE is, has another.
+_CARDS = [card for suite in SUITES.values() for card in suite.tasks.values()]
+_INNER = {*SUITES, *(name.partition("/")[0] for card in _CARDS for name in card.folders)} - {"GUE"}
 _DEV_SPLITS = {"torch": random_split_indices, "hf": hf_split_indices}
 
 
@@ -39,19 +42,23 @@ def load(member: str, path: str, seed: int = 1, suite: str = "gue") -> Task:
 
     Args:
         member: its name, such as `tf_0`.
-        path: the folder of the suite, or of this task. A split is a table or Parquet file (`train.csv`, `train-00000-of-00001.parquet`,
-            columns sequence or seq, and label), a FASTA whose record names end in the label, or a folder `train/CLASS/*.txt` with one
-            sequence per file. Labels are 0 ... C-1; named classes are numbered alphabetically.
+        path: the folder of the suite, one around it, or that of this task. A split is a table or Parquet file (`train.csv`,
+            `train-00000-of-00001.parquet`, columns sequence or seq, and label), a FASTA whose record names end in the label, or a folder
+            `train/CLASS/*.txt` with one sequence per file. Labels are 0 ... C-1; named classes are numbered alphabetically.
         seed: chooses the tenth of train that serves as dev where the files bring none, by the rule of the suite's published protocol.
 
     Raises:
-        InputError: unknown task, missing split, unexpected class, empty split, bad sequence, with file and line.
+        InputError: unknown task, missing split, unexpected class or one without a row in train, empty split, bad sequence, with file
+            and line.
     """
     card = card_of(suite, member)
     folder = _folder(Path(path), card)
     notes: list[str] = []
     splits = {split: _read(found, card, notes) for split in _SPLIT_NAMES if (found := _find(folder, split))}
     _check_complete(folder, splits, card)
+    if missing := sorted(set(range(len(card.classes))) - set(splits["train"].targets.tolist())):
+        what = f"train has no row of class {card.classes[missing[0]]!r} of {suite}/{card.name} ({', '.join(card.classes)})"
+        raise InputError(f"{folder}: {what}; download it again")
     for split, published in card.rows.items():
         if split in splits and len(splits[split]) != published:
             notes.append(f"{suite}/{card.name}: {len(splits[split]):,} {split} rows, {published:,} in the published files")
@@ -85,12 +92,12 @@ def target_of(card: Card) -> Target:
 
 def _folder(path: Path, card: Card) -> Path:
     """The folder of the task under `path` or the suite's folder in it, or `path` itself."""
-    path = path / card.suite if (path / card.suite).is_dir() else path
+    path = _root(path, card.suite)
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; data.path is the folder of {SUITES[card.suite].title}, or of {card.name} alone")
     if found := _below(path, card):
         return found
-    if any(_find(path, split) for split in _SPLIT_NAMES):
+    if _has_split(path):
         for other in SUITES[card.suite].tasks.values():
             if other is not card and path.resolve().as_posix().endswith(tuple(f"/{folder}" for folder in other.folders)):
                 raise InputError(f"{path} is the folder of {other.suite}/{other.name}, not of {card.name}")
@@ -98,9 +105,33 @@ def _folder(path: Path, card: Card) -> Path:
     raise InputError(f"{path}: no files of {card.suite}/{card.name}; looked for {', '.join(card.folders)} with a train and a test split")
 
 
+def _root(path: Path, suite: str) -> Path:
+    """The folder of a suite in `path`, or `path` itself."""
+    return path / suite if (path / suite).is_dir() else path
+
+
 def _below(path: Path, card: Card) -> Path | None:
+    """The folder of the task in `path`, or else in a folder in it that may be one around the tasks, such as that of a repository.
+
+    Raises:
+      InputError: more than one of these has it.
+    """
+    if (found := _in(path, card)) or _has_split(path):
+        return found
+    around = sorted(child for child in path.glob("*") if child.is_dir() and child.name not in _INNER)
+    several = [folder for child in around if (folder := _in(_root(child, card.suite), card))]
+    if len(several) > 1:
+        raise InputError(f"{path}: more than one folder of {card.suite}/{card.name} ({', '.join(map(str, several))}); give one of them")
+    return several[0] if several else None
+
+
+def _in(path: Path, card: Card) -> Path | None:
     folders = (path / folder / inner for inner in ("", "data") for folder in card.folders)
-    return next((folder for folder in folders if any(_find(folder, split) for split in _SPLIT_NAMES)), None)
+    return next(filter(_has_split, folders), None)
+
+
+def _has_split(folder: Path) -> bool:
+    return any(_find(folder, split) for split in _SPLIT_NAMES)
 
 
 def members_in(path: str, suite: str) -> list[str]:
@@ -109,7 +140,7 @@ def members_in(path: str, suite: str) -> list[str]:
     Raises:
       InputError: none.
     """
-    root = Path(path) / suite if (Path(path) / suite).is_dir() else Path(path)
+    root = _root(Path(path), suite)
     found = [member for member, card in SUITES[suite].tasks.items() if _below(root, card)]
     if not found:
         raise InputError(f"{path}: no folder of any task of {SUITES[suite].title}; for one task name it, {suite}/TASK")
@@ -181,13 +212,13 @@ def _read_parquet(path: Path) -> tuple[list[str], list[str], list[int]]:
 
 
 def _read_fasta(path: Path) -> tuple[list[str], list[str], list[int]]:
-    """Records whose names end in `|LABEL`, or in a digit, as the Nucleotide Transformer tasks were published."""
+    """Records whose names end in `|LABEL`, or in a digit by itself, as the Nucleotide Transformer tasks were published."""
     texts, labels, lines = [], [], []
     parts: list[str] = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if line.startswith(">"):
             name = line[1:].strip()
-            label = re.search(r"(?:\||label[_ =:]*)(\w+)$|(\d)$", name)
+            label = re.search(r"(?:\||label[_ =:]*)(\w+)$|(?:^|[\s_,;=])(\d)$", name)
             if not label:
                 raise InputError(f"{path}:{number}: record name {name[:40]!r} does not end in a label")
             if labels:
@@ -206,14 +237,16 @@ def _read_fasta(path: Path) -> tuple[list[str], list[str], list[int]]:
 
 def _read_folders(path: Path, card: Card) -> tuple[list[str], list[str]]:
     """One folder per class, one sequence per file."""
-    folders = {child.name for child in path.iterdir() if child.is_dir()}
+    folders = {child.name for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")}
     if folders != set(card.classes):
         raise InputError(f"{path}: found the classes {', '.join(sorted(folders)) or 'none'}, expected {', '.join(card.classes)}")
     texts, labels = [], []
     for name in card.classes:
-        files = sorted((path / name).glob("*.txt"), key=lambda file: (len(file.name), file.name))
+        files = [file for file in (path / name).glob("*.txt") if not file.name.startswith(".")]
         if not files:
             raise InputError(f"{path / name}: no .txt files; was the archive unpacked completely?")
-        texts += [file.read_text().strip() for file in files]
+        for file in sorted(files, key=lambda file: (len(file.name), file.name)):
+            texts.append(read_text(file).strip())
+            check_sequences(file, texts[-1:], [1], "sequence", [])  # here, because it names the file
         labels += [name] * len(files)
     return texts, labels
