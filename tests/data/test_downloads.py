@@ -187,6 +187,17 @@ def test_an_archive_of_one_task_serves_that_task_only(tmp_path, top):
         tasks.get("gue/tf_1", path=folder)
 
 
+def test_an_archive_of_one_folder_by_any_name_is_the_task_it_is_given_for(tmp_path):
+    folder = tmp_path / "out"
+    with zipfile.ZipFile(tmp_path / "mine.zip", "w") as file:
+        for split, text in ROWS.items():
+            file.writestr(f"mydata/{split}.csv", text)
+    assert len(tasks.get("gue/tf_0", path=str(downloads.unpack(tmp_path / "mine.zip", folder))).splits["train"]) == 400
+    (folder / "notes.txt").touch()  # a folder with anything else in it is no such archive
+    with pytest.raises(InputError, match="no files of gue/tf_0"):
+        tasks.get("gue/tf_0", path=str(folder))
+
+
 def _cut(content: bytes) -> bytes:
     return content[:-200]
 

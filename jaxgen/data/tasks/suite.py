@@ -102,6 +102,9 @@ def _folder(path: Path, card: Card) -> Path:
             if other is not card and path.resolve().as_posix().endswith(tuple(f"/{folder}" for folder in other.folders)):
                 raise InputError(f"{path} is the folder of {other.suite}/{other.name}, not of {card.name}")
         return path
+    content = [child for child in path.iterdir() if not child.name.startswith(".")]
+    if len(content) == 1 and content[0].name not in _INNER and _has_split(content[0]):
+        return content[0]  # as archives of one task are made
     raise InputError(f"{path}: no files of {card.suite}/{card.name}; looked for {', '.join(card.folders)} with a train and a test split")
 
 
