@@ -29,6 +29,12 @@ def run(root: Path, workdir: Path, models: str, pack: int, settings: str = SETTI
     return workdir / "runs/gue/tf_0"
 
 
+@pytest.fixture(scope="module")
+def whole(root, tmp_path_factory) -> Path:  # noqa: F811
+    """Three seeds of the CNN, trained together without a break."""
+    return run(root, tmp_path_factory.mktemp("whole"), "cnn_smoke", 3)
+
+
 @pytest.mark.parametrize("model", ["cnn_smoke", "hyenadna_smoke"])
 def test_packed_seeds_give_what_single_runs_give(root, tmp_path, model):  # noqa: F811
     apart, together = run(root, tmp_path / "apart", model, 1), run(root, tmp_path / "together", model, 3)
@@ -49,18 +55,16 @@ def test_packed_seeds_give_what_single_runs_give(root, tmp_path, model):  # noqa
     assert not list((tmp_path / "together/packs").rglob("checkpoints"))
 
 
-def test_a_packed_run_is_a_workdir_to_start_from(root, tmp_path):  # noqa: F811
+def test_a_packed_run_is_a_workdir_to_start_from(whole):
     import jaxgen
 
-    folder = run(root, tmp_path / "together", "cnn_smoke", 3)
-    digests = {json.loads((folder / f"cnn_smoke_{seed}/result.json").read_text())["params_digest"] for seed in (1, 2, 3)}
+    digests = {json.loads((whole / f"cnn_smoke_{seed}/result.json").read_text())["params_digest"] for seed in (1, 2, 3)}
     assert len(digests) == 3
-    loaded = jaxgen.load(str(folder / "cnn_smoke_2"))
+    loaded = jaxgen.load(str(whole / "cnn_smoke_2"))
     assert loaded.model is not None
 
 
-def test_an_interrupted_pack_goes_on_and_ends_with_the_same_bytes(root, tmp_path, monkeypatch):  # noqa: F811
-    whole = run(root, tmp_path / "whole", "cnn_smoke", 3)
+def test_an_interrupted_pack_goes_on_and_ends_with_the_same_bytes(root, whole, tmp_path, monkeypatch):  # noqa: F811
     workdir = tmp_path / "cut"
     settle = packed.Progress.update
 
@@ -84,8 +88,7 @@ def test_an_interrupted_pack_goes_on_and_ends_with_the_same_bytes(root, tmp_path
 
 
 @pytest.mark.parametrize(("seeds", "pack"), [("1,2,3", 1), ("1,2,3,4", 4)])
-def test_a_pack_killed_while_it_writes_its_results_is_not_trained_again(root, tmp_path, monkeypatch, seeds, pack):  # noqa: F811
-    whole = run(root, tmp_path / "whole", "cnn_smoke", 3)
+def test_a_pack_killed_while_it_writes_its_results_is_not_trained_again(root, whole, tmp_path, monkeypatch, seeds, pack):  # noqa: F811
     finish, written = packing.finish, []
 
     def killed(*args, **fields):
