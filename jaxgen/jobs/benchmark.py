@@ -99,17 +99,17 @@ def _elsewhere(workdir: epath.Path, others: Sequence[Sequence[Cell]]) -> dict[st
 
 def _gather(cells: Sequence[Cell], config: ConfigDict) -> tuple[list[Score], dict[str, TaskFacts]]:
     """The scores of all finished runs, and what stands beside them. Other shares may finish theirs while baselines are fitted here."""
+    finished: list[Cell] = []
     scores: list[Score] = []
     facts: dict[str, TaskFacts] = {}
-    while len(found := [score for cell in cells if (score := _score(cell, config)) is not None]) > len(scores):
-        scores = found
+    while len(now := [cell for cell in cells if cell.finished]) > len(finished):
+        finished, scores = now, [_score(cell, config) for cell in now]
         facts = {task: _facts(task, config, cells, scores) for task in dict.fromkeys(s.task for s in scores)}
     return scores, facts
 
 
-def _score(cell: Cell, config: ConfigDict) -> Score | None:
-    if not cell.finished:
-        return None
+def _score(cell: Cell, config: ConfigDict) -> Score:
+    """Of a finished run."""
     folder = epath.Path(cell.config.workdir)
     result = json.loads((folder / "result.json").read_text())
     test = _numbers(result["metrics"]["test"])
